@@ -23,7 +23,6 @@ import json
 import os
 import random
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +32,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.grpo import accuracy
 from perl.permute import DataError, Sample, load, options
-from perl.rollout import Engine, check_lengths, encode, join_torchrun, load_processor, seed_for
+from perl.rollout import Engine, check_prompts, encode, join_torchrun, load_processor, run, seed_for
 
 # Fig. 3b, per cent of questions at mean accuracy 0, 0.1, .. 1, read off the figure (+-0.3).
 PAPER_BEFORE = (1.0, 1.5, 2.2, 3.1, 4.3, 5.5, 6.8, 9.0, 12.0, 19.4, 34.5)
@@ -85,9 +84,9 @@ def read_scores(path: Path, settings: dict) -> dict[str, float]:
 def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, settings: dict) -> None:
     """Sample `samples` (what is not on disk yet), this rank's share, and append each score to `path`. Collective."""
     processor = load_processor(args.model, args.max_pixels)
-    check_lengths(processor, samples, args.max_prompt, args.data)
+    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens, args.data)
     engine = Engine(
-        args.model, max_prompt=args.max_prompt, max_tokens=args.max_tokens, gpu_memory=args.gpu_memory,
+        args.model, max_prompt=longest, max_tokens=args.max_tokens, gpu_memory=args.gpu_memory,
         max_images=max(len(x.images) for x in samples), size=processor.image_processor.size,
     )  # fmt: skip
     if rank == 0 and path.exists():  # cut a torn last line off
@@ -185,10 +184,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:  # a user's mistake: one sentence, no traceback; every rank has found the same one
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(10)
-            sys.exit(1)
-        sys.exit(f"perl/filter.py: {error}")
+    run(main)

@@ -25,6 +25,7 @@ in which prompt and images are computed once instead of n times; it is exact, no
 Torch only; math-verify and transformers are imported inside the one function that needs each.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,133 +35,174 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1    # the release's weights; the paper names both rewards but no weights
-_LIMIT, _DEPTH = 400, 10                     # characters (beyond the gold's own) and nesting of an answer worth reading
-_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⟶⇒"), " .,-->>>"))
-_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ii]mage|图)[\s:]*)?"
-                     r"(?:\(([A-Za-z])\)|\[([A-Za-z])\]|([A-Za-z])(?=[.:),]|$))(?:$|(?:[:),]|\.(?=\s)|(?<=[)\]]))\s*(.*))")
-_NAMES = "one first 1st 一|two second 2nd 二|three third 3rd 三|four fourth 4th 四|five fifth 5th 五|six sixth 6th 六|" \
-         "seven seventh 7th 七|eight eighth 8th 八|nine ninth 9th 九|ten tenth 10th 十"
-_NUMBER = {name: i for i, names in enumerate(_NAMES.split("|"), start=1) for name in names.split()}
-_N, _NOUN = rf"([0-9]{{1,3}}|{'|'.join(_NUMBER)})", r"(?:image|picture|photo|figure|fig\.?|panel|图像|图片|照片|图|画)"
-_INDEX = re.compile(rf"(?:the )?(?:{_NOUN}\s*(?:#|no\.|number)?\s*)?[(\[]?{_N}[)\]]?|(?:the )?{_N} (?:{_NOUN}|one)"
+ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1    # the release's; the paper gives none
+_WIDE = {c: c - 0xFEE0 for c in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⇒"), " .,-->>"))
+_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ii]mage)[\s:]*)?(?:\(([A-Z])\)|\[([A-Z])\]|"
+                     r"([A-Z])(?=[.:)]|$))(?:$|(?:[:)]|\.\s|(?<=[)\]]))\s*(?![,;>(])(.*))")    # and its text
+_NAMES = ("one first 1st 一", "two second 2nd 二", "three third 3rd 三", "four fourth 4th 四",
+          "five fifth 5th 五", "six sixth 6th 六", "seven seventh 7th 七", "eight eighth 8th 八",
+          "nine ninth 9th 九", "ten tenth 10th 十")
+_NUMBER = {name: i for i, names in enumerate(_NAMES, start=1) for name in names.split()}
+_N, _NOUN = rf"([0-9]{{1,3}}|{'|'.join(_NUMBER)})", r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
+_INDEX = re.compile(rf"(?:the )?(?:{_NOUN}\s*(?:#|no\.|number)?\s*)?[(\[]?{_N}[)\]]?"
+                    rf"|(?:the )?{_N} (?:{_NOUN}|one)"
                     rf"|第\s*{_N}\s*[张幅个副]?\s*{_NOUN}?")
-_TRUTH = dict.fromkeys("true yes 是 对 正确".split(), True) | dict.fromkeys("false no 否 错 错误 不是".split(), False)
-_UNITS = r"(%|°|(?:(?<=[\s}])[mgshLNJWVK]|mm|cm|dm|km|kg|mg|ml|mL|min|hours?|minutes?|seconds?|days?|years?|units?|" \
-         r"met(?:er|re)s?|inch(?:es)?|feet|ft|miles?|dollars?|km/h|m/s|毫米|厘米|千米|米|元|度)(?:\^\{?[23]\}?|[²³])?)?"
-_QUANTITY = re.compile(rf"(?:([a-zA-Z])\s*=\s*)?(.*?)\s*{_UNITS}")
-_LATEX = re.compile(r"(?:\\(?:[dtc]?frac|sqrt|pi|cdot|times|div|sin|cos|tan|ln|alpha|beta|theta)(?![a-zA-Z])"
-                    r"|(?<![a-zA-Z])[a-zA-Z]{1,2}(?![a-zA-Z])|(?<![0-9])[0-9]{1,15}(?![0-9])|[-+*/^.(){}\[\] ])+")
-_POWER = re.compile(r"\^\s*(?:\{\s*-?([0-9]{0,2})[a-z]?(?:/[1-9])?\s*\}|([0-9a-z]))(?!\s*\^)")
+_TRUTH = dict.fromkeys("true yes 是 对 正确".split(), True) | dict.fromkeys("false no 否 错 错误".split(), False)
+_UNIT = (r"(%|°|(?:(?<=[\s}])[mgshLNJWV]|mm|cm|dm|km|kg|mg|ml|mL|min|hours?|minutes?|seconds?"
+         r"|days?|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars?|km/h|m/s|厘米|千米|米|元|度)(?:\^\{?[23]\}?|[²³])?)?")
+_QUANTITY = re.compile(rf"(?:([a-zA-Z])\s*=\s*)?(.*?)\s*{_UNIT}")                 # x = 5 cm: name, term, unit
+_STATES = 3000                               # of math-verify's parser, about 10 kB each, until it starts afre
+_CALL = r"\\(?:sqrt|sin|cos|tan|ln)(?![a-zA-Z])"
+_TERM = re.compile(rf"(?:{_CALL}|" r"\\(?:[dtc]?frac|pi|cdot|times|div|alpha|beta|theta)(?![a-zA-Z])"
+                   r"|(?<![a-zA-Z])[a-zA-Z]{1,2}(?![a-zA-Z])|(?<![0-9])[0-9]{1,15}(?![0-9])"
+                   r"|[-+*/^.(){}\[\] ])+")
+_POWER = re.compile(r"\^\s*(?:\{\s*-?([0-9]{0,2}[a-z]?)(?:/[1-9])?\s*\}|([0-9a-z]))(?!\s*\^)")
+_ADDED = re.compile(r"[0-9]\s+[0-9.]|[0-9)}]\s*\(\s*-?[0-9.]+\s*\)")   # math-verify adds: `5 4` is 9
 
 
 def boxed(response: str) -> str | None:
-    r"""The text in the last \boxed{...}, nested braces kept; None where there is no box or it never closes."""
-    start = max((match.end() for match in re.finditer(r"\\boxed\s*\{", response)), default=None)
+    r"""The text in the last \boxed{...}, inner braces kept; None where there is no box or it never closes."""
+    start = max((box.end() for box in re.finditer(r"\\boxed\s*\{", response)), default=len(response))
     depth = 1
-    for token in re.finditer(r"\\.|[{}]", response[start:], re.DOTALL) if start is not None else ():
-        depth += {"{": 1, "}": -1}.get(token[0], 0)          # an escaped brace is text
+    for token in re.finditer(r"\\.|[{}]", response[start:], re.DOTALL):           # an escaped brace is text
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
         if depth == 0:
             return response[start:start + token.start()]
     return None
 
 
 def format_ok(response: str) -> bool:
-    r"""<think>...</think> first, once, then a \boxed{}. An empty thought passes, as in the release: a required length
-    would be met by one character, and whether a thought helps is accuracy's to say. Ours: a second think block fails."""
-    head, closed, tail = response.partition("</think>")
-    once = head.lstrip().startswith("<think>") and head.count("<think>") == 1
-    return once and bool(closed) and "<think>" not in tail and "</think>" not in tail and boxed(tail) is not None
+    r"""Whether the response is <think>...</think> ... \boxed{...} ..., with one thought. It may be
+    empty, as in the release: one character would meet a minimum. A second think block fails here."""
+    thought, _, rest = response.partition("</think>")
+    once = response.count("<think>") == response.count("</think>") == 1
+    return once and thought.lstrip().startswith("<think>") and boxed(rest) is not None
 
 
 def reward(response: str, answer: str, options: dict[str, str] | None = None) -> float:
-    """r = 0.9 accuracy + 0.1 format (paper: both, rule based; release: these weights)."""
+    """r = 0.9 accuracy + 0.1 format."""
     return ACCURACY_WEIGHT * accuracy(response, answer, options) + FORMAT_WEIGHT * format_ok(response)
 
 
 def accuracy(response: str, answer: str, options: dict[str, str] | None = None) -> float:
-    r"""1.0 where the last box gives `answer`, else 0.0; never raises, whatever the response.
+    r"""1.0 where the last box gives `answer`, else 0.0; total: no response raises, hangs or grows memory.
 
-    A capital letter is an option: `A`, `(A)`, `A.`, `Option A`, `\text{A}`, `A. its text`, or its text alone where one
-    option has it. `a` is not `A`. Other answers: see `_same`. Release: mathruler, where `B+A-B` is A and no box is "None".
+    A capital letter is an option: `A`, `(A)`, `A.`, `Option A`, `\text{A}`, `A. its text`, or its text
+    alone where no other option has it; `a` is not `A`. All else: `_same`. (mathruler takes `B+A-B`.)
     """
     box = boxed(response)
-    if box is None or len(box) > _LIMIT + len(answer) or _depth(box) > _DEPTH:
+    if box is None or len(box) > 400 + len(answer) or sum(map(box.count, "([{")) > 40 + len(answer):
         return 0.0
     box, gold = _plain(box), _plain(answer)
-    texts = {letter: _plain(text) for letter, text in (options or {}).items()}
-    if gold not in texts and len(hits := [letter for letter, text in texts.items() if _same(gold, text)]) == 1:
-        gold = hits[0]                                       # the gold is an option's text
-    return float(bool(box) and (_option(box, gold, texts) if _LETTER.fullmatch(gold) else _same(box, gold)))
+    texts = {key: _plain(text) for key, text in (options or {}).items()}
+    if gold not in texts and len(keys := [key for key, text in texts.items() if _same(gold, text)]) == 1:
+        gold = keys[0]                                       # the gold is an option's text
+    return float(box != "" and (_option(box, gold, texts) if _LETTER.fullmatch(gold) else _same(box, gold)))
+
+
+def _plain(text: str) -> str:
+    """Without wide forms, text commands, dollar signs, thousands separators and the final stop."""
+    text = text.translate(_WIDE)
+    for _ in range(3):                                       # \textbf{\text{A}}
+        text = _WRAP.sub(r" \1 ", text)
+    text = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;! ]|\\?\$|[\x00-\x1f]", " ", text)
+    text = re.sub(r"\\(?:to|rightarrow)(?![a-z])|->", ">", text).replace(r"\%", "%").replace("{,}", ",")
+    text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
+    text = re.sub(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda n: n[0].replace(",", ""), text)
+    return re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
 
 
 def _option(box: str, gold: str, texts: dict[str, str]) -> bool:
-    letter, text = _letter(gold)
+    (letter, text), (named, rest) = ((m[1] or m[2] or m[3], m[4] or "") if m else (None, "")
+                                     for m in map(_LETTER.fullmatch, (gold, box)))
     texts = texts or ({letter: text} if text else {})        # gold "A. 5" brings its own text
-    named, rest = _letter(box)
     if named and not rest:
         return named == letter
-    agrees = _same(rest, texts[named]) if named in texts else not re.search(r"\b[A-Z]\b", rest)   # "A: or B" is no choice
-    return named == letter and agrees or [key for key, value in texts.items() if _same(box, value)] == [letter]
+    agrees = _same(rest, texts[named]) if named in texts else not re.search(r"\b[A-Z]\b", rest)    # "A: or B"
+    hits = [key for key, value in texts.items() if _same(box, value)]
+    return named == letter and agrees or hits == [letter]
 
 
 def _same(box: str, gold: str) -> bool:
-    """Dispatch on the kind of gold: truth value, image index, list in order (`2,1`, `2→1`, `BA`; braces: set), number, text."""
-    if _TRUTH.get(gold.lower()) is not None:
-        return _TRUTH.get(box.lower()) is _TRUTH[gold.lower()]     # yes is true: the question's wording decides
-    if _text(box) == _text(gold):
-        return bool(gold)
-    if (i := _index(gold)) is not None and (j := _index(box)) is not None:
-        return i == j
-    (opened, golds), (bracket, boxes) = _list(gold), _list(box)
-    if len(golds) != len(boxes) or (opened == "{}") < (bracket == "{}"):
+    r"""By the kind of gold: truth value (yes is true), equal text, image index, list, set, quantity."""
+    if gold.lower() in _TRUTH:
+        return _TRUTH.get(box.lower()) is _TRUTH[gold.lower()]
+    text, gold_text = (re.sub(r"\s*([-=+*/<>(){}|,:])\s*", r"\1", side).casefold() for side in (box, gold))
+    if text == gold_text:
+        return gold != ""
+    if (found := _INDEX.fullmatch(box.lower())) and (wanted := _INDEX.fullmatch(gold.lower())):
+        i, j = (next(filter(None, m.groups())) for m in (found, wanted))    # `2`, `Image 2`, `image two`
+        return (_NUMBER.get(i) or int(i)) == (_NUMBER.get(j) or int(j))
+    (shape, parts), (gold_shape, golds) = _list(box), _list(gold)
+    if len(parts) != len(golds) or (shape == "set" and gold_shape != "set"):
         return False
-    if opened == "{}":
-        return all(any(_same(b, g) for b in boxes) for g in golds) and all(any(_same(b, g) for g in golds) for b in boxes)
-    if len(golds) > 1:                                       # (0,1) is not [0,1], yet an order may stand in any brackets
-        free = len(golds) > 2 or not (opened and bracket)
-        return (opened == bracket or free) and all(map(_same, boxes, golds))
-    return _math(box, gold)
+    if gold_shape == "set":                                  # a set in any order, with braces or without
+        return (all(any(_same(part, g) for part in parts) for g in golds)
+                and all(any(_same(part, g) for g in golds) for part in parts))
+    if len(golds) > 1:    # orders stand in any brackets, but (0,1) is not [0,1]
+        free = not shape or not gold_shape or len(golds) > 2
+        return (shape == gold_shape or free) and all(map(_same, parts, golds))
+    return _quantity(box, gold)
 
 
-def _math(box: str, gold: str) -> bool:
-    """Numbers and terms. A dropped unit is forgiven, a different one is not. 50% is 0.5, and 50 with the sign dropped;
-    up to 1 the sign may not be dropped, since 0.5 would be 0.5% and 50% at once."""
-    parts = [_QUANTITY.fullmatch(side).groups() for side in (box, gold)]
-    (x_name, x, x_unit), (y_name, y, y_unit) = parts
-    if (x_name and y_name and x_name != y_name) or (x_unit and y_unit and x_unit != y_unit):
+def _list(text: str) -> tuple[str, list[str]]:
+    r"""(brackets, elements) of `2,1`, `[2, 1]`, `2 > 1`, `BA`, `(2)(1)`, `\{1, 2\}`; else ("", [text])."""
+    if re.fullmatch(r"(?!.*([A-H]).*\1)[A-H]{2,}|[A-H]( [A-H])+|\d( \d)+|(\(\w\)){2,}", text):
+        return "", re.findall(r"\w", text)
+    shell = re.fullmatch(r"(\\\{|\(|\[)(.*)(\\\}|\)|\])", text)
+    for shape, inner in [("", text), *([(shell[1] + shell[3], shell[2])] if shell else [])]:
+        parts, depth = [""], 0
+        for token in re.findall(r"\\?.", inner):
+            depth += (token[-1] in "([{") - (token[-1] in ")]}")
+            if depth == 0 and token in ",;>":
+                parts.append("")
+            else:
+                parts[-1] += token
+        if len(parts) > 1 or shape == r"\{\}":
+            return "set" if shape == r"\{\}" else shape, [part.strip() for part in parts]
+    return "", [text]
+
+
+def _quantity(box: str, gold: str) -> bool:
+    """A dropped unit is forgiven, another unit is not. 50% is 0.5, and 50 with its sign dropped; but not so
+    up to 1, where 0.5 would be both 0.5% and 50%."""
+    (name, x, unit), (gold_name, y, gold_unit) = (_QUANTITY.fullmatch(side).groups() for side in (box, gold))
+    if (name and gold_name and name != gold_name) or (unit and gold_unit and unit != gold_unit):
         return False
-    x, y = _value(x), _value(y)
-    if x is None or y is None:
+    if (y := _value(y)) is None or (x := _value(x)) is None:
         return False
-    x_cents, y_cents = (z / 100 if unit == "%" else z for z, unit in ((x, x_unit), (y, y_unit)))
-    return _close(x_cents, y_cents) or _close(x, y) and (abs(y) > 1 or "%" not in (x_unit, y_unit))
+    p, q = (z / 100 if u == "%" else z for z, u in ((x, unit), (y, gold_unit)))
+    return any(abs(a - b) <= 1e-9 + 1e-6 * abs(b) for a, b in ((p, q), (x, y))[:1 + (abs(y) > 1)])
 
 
-def _close(x: complex, y: complex) -> bool:
-    return abs(x - y) <= 1e-6 * abs(y)
-
-
+@functools.lru_cache(maxsize=1024)
 def _value(latex: str) -> complex | None:
-    """What `latex` evaluates to with every variable at a fixed generic point, or None. Two terms are equal where their
-    values are: no symbolic simplification, whose cost a response could choose. math-verify parses, without its signal
-    alarm (it fails outside the main thread); the guard keeps powers, digits, length and nesting small instead."""
-    powers = [int(match[1] or "1") if match[1] is not None else int(match[2]) if match[2].isdigit() else 1
-              for match in _POWER.finditer(latex)]
-    size = 1
-    for power in powers:
-        size *= max(power, 1)
-    if not _LATEX.fullmatch(latex) or len(powers) != latex.count("^") or size > 1000 or len(latex) > 150:
+    """The value of a term with each variable at a fixed generic point; None where it is no term. Terms are
+    equal where their values are: symbolic simplification may cost what the response likes. math-verify
+    parses, without its signal.alarm, which needs the main thread; a guard bounds size and powers instead."""
+    powers = [p[1] or p[2] or "1" for p in _POWER.finditer(latex)]
+    size = math.prod(max(1, int(p)) if p.isdigit() else 4 * int(p[:-1] or 1) for p in powers)   # x < 4
+    small = len(latex) <= 100 and latex.count("{") <= 12 and latex.count("(") + latex.count("[") <= 3
+    if (not small or size > 200 or "{{" in latex or len(re.findall(_CALL, latex)) > 3
+            or len(powers) != latex.count("^") or not _TERM.fullmatch(latex)
+            or not re.search(r"[-0-9\\+*/^]", latex)):
         return None
-    if not re.search(r"[0-9\\]|[-+*/^]", latex):             # only letters: a word, whose anagrams are not equal
+    latex = re.sub(r"^(-?[0-9]+) ([0-9]+)/([0-9]+)$", r"\1\\frac{\2}{\3}", latex)  # 1 1/2
+    if _ADDED.search(latex):
         return None
+    from antlr4.dfa.DFA import DFA
+    from antlr4.PredictionContext import PredictionContextCache
+    from latex2sympy2_extended.antlr_parser import PSParser
     from math_verify import LatexExtractionConfig, parse
+    if sum(len(dfa.states) for dfa in PSParser.decisionsToDFA) > _STATES:    # ANTLR never forgets by itself
+        PSParser.decisionsToDFA = [DFA(state, i) for i, state in enumerate(PSParser.atn.decisionToState)]
+        PSParser.sharedContextCache = PredictionContextCache()
     try:
         term = parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)[0]
         point = {s: 0.5 + sum(map(ord, s.name)) % 89 / 31 for s in term.free_symbols}
         return complex(term.evalf(15, subs=point))
-    except Exception:                                        # sympy and antlr raise anything on malformed LaTeX
+    except Exception:                                      # antlr and sympy raise anything on malformed terms
         return None
 
 

@@ -25,7 +25,8 @@ import random
 import re
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -125,37 +126,46 @@ def _text_ids(processor, sample: Sample) -> list[int]:
     return ids
 
 
-def check_lengths(processor, samples: Sequence[Sample], max_prompt: int, where: str) -> None:
-    """Find the prompts that are too long before any is sampled; reads only the headers of the images.
+def check_prompts(model: str, processor, samples: Sequence[Sample], max_prompt: int, max_tokens: int, where: str) -> int:
+    """The longest prompt in tokens, images included, found before any is sampled; reads only the headers of the images.
 
-    Raises DataError naming the first sample of more than `max_prompt` tokens, images included."""
+    Raises DataError naming the first sample that has an unreadable image, or more than `max_prompt` tokens, or so many
+    that `max_tokens` of a response (and SLACK) do not fit into the model's context with it."""
+    from transformers import AutoConfig
+
+    context = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
+    limit = min(max_prompt, context - max_tokens - SLACK)
     patches, merge = processor.image_processor.get_number_of_image_patches, processor.image_processor.merge_size
     size = processor.image_processor.size
-    limits = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}
+    pixels, longest = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}, 0
     for sample in samples:
         length = len(_text_ids(processor, sample)) - len(sample.images)
         for path in sample.images:
-            try:
-                with PILImage.open(path) as picture:
-                    width, height = picture.size
-            except OSError as error:
-                raise DataError(f"{where}: {sample.id}: images: {path} is not a readable image ({error})") from error
-            length += patches(height, width, limits) // merge**2
-        if length > max_prompt:
+            with _open(path, f"{where}: {sample.id}: ") as picture:
+                width, height = picture.size
+            length += patches(height, width, pixels) // merge**2
+        if length > limit:
             raise DataError(
-                f"{where}: {sample.id}: question: its prompt of {length} tokens exceeds the limit of {max_prompt} (--max-prompt)"
+                f"{where}: {sample.id}: question: its prompt has {length} tokens, the limit is {limit} "
+                f"(--max-prompt {max_prompt}; the model's context of {context} must also hold --max-tokens {max_tokens})"
             )
+        longest = max(longest, length)
+    return longest
+
+
+def _open(path: str, where: str = "") -> PILImage.Image:
+    try:
+        return PILImage.open(path)
+    except OSError as error:
+        raise DataError(f"{where}images: {path} is not a readable image ({error})") from error
 
 
 def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
     """Prompts of `samples`. A picture that occurs in several of them (both orders of a question share all) is read once."""
     images: dict[str, Image] = {}
     for path in dict.fromkeys(path for sample in samples for path in sample.images):
-        try:
-            with PILImage.open(path) as picture:
-                pil = picture.convert("RGB")
-        except OSError as error:
-            raise DataError(f"images: {path} is not a readable image ({error})") from error
+        with _open(path) as picture:
+            pil = picture.convert("RGB")
         pixels = processor.image_processor(images=[pil], return_tensors="pt")
         images[path] = Image(path, pil, pixels["pixel_values"], pixels["image_grid_thw"][0])
     pad, merge, prompts = processor.image_token_id, processor.image_processor.merge_size, []
@@ -256,3 +266,16 @@ class Engine:
         self.llm.llm_engine.engine_core.shutdown()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def run(main: Callable[[], None]) -> None:
+    """A script's last line: run `main`; a user's mistake (DataError) ends in one sentence on stderr and exit code 1.
+
+    Every rank finds the same mistake; rank 0 says it while the others wait for torchrun to end them."""
+    try:
+        main()
+    except DataError as error:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(10)
+            sys.exit(1)
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")

@@ -39,13 +39,13 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perl.grpo import Policy, Row, accuracy, advantages, format_ok, grpo_loss, reward, rollout_mean
 from perl.permute import Copy, DataError, Sample, alpha, copies, load, options
-from perl.rollout import Engine, Rollout, check_lengths, encode, join_torchrun, load_processor, seed_for
+from perl.rollout import Engine, Rollout, check_prompts, encode, join_torchrun, load_processor, run, seed_for
 
 PAPER_COMMAND = "torchrun --nproc_per_node 8 perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct --data TRAIN.jsonl --out RUN"
 
@@ -170,10 +170,11 @@ def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torc
 
 def save_model(policy: Policy, processor, out: Path, dtype: torch.dtype) -> None:
     """A Hugging Face directory that `from_pretrained` and vLLM load. Collective; rank 0 writes."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = get_model_state_dict(policy, options=options)
+    weights = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if dist.get_rank() == 0:
         weights = {name.removeprefix("model."): weight.to(dtype) for name, weight in weights.items()}
+        if policy.model.config.tie_word_embeddings:
+            weights.pop("lm_head.weight")  # it is the embedding
         policy.model.config.dtype = dtype
         policy.model.save_pretrained(out, state_dict=weights)
         processor.save_pretrained(out)
@@ -273,8 +274,8 @@ def show(group: Group, k: int) -> str:
     )
 
 
-def prepare(args, rank: int, world: int) -> tuple[list[Sample], object]:
-    """Everything a user can get wrong, checked before any memory is taken. Raises DataError."""
+def prepare(args, world: int) -> tuple[list[Sample], object, int]:
+    """Samples, processor and the longest prompt; everything a user can get wrong is found here. Raises DataError."""
     samples = load(args.data)
     if args.prompts % (args.updates * world):
         raise DataError(
@@ -284,8 +285,8 @@ def prepare(args, rank: int, world: int) -> tuple[list[Sample], object]:
     if len(samples) < args.prompts:
         raise DataError(f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} of one step (--prompts)")
     processor = load_processor(args.model, args.max_pixels)
-    check_lengths(processor, samples, args.max_prompt, args.data)
-    return samples, processor
+    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens, args.data)
+    return samples, processor, longest
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -304,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         dist.barrier()
     elif not (args.model and args.data):
         raise DataError("--model and --data belong together; with neither, the embedded digits task is trained")
-    samples, processor = prepare(args, rank, world)
+    samples, processor, longest = prepare(args, world)
     total = args.steps or args.epochs * (len(samples) // args.prompts)
 
     mesh = init_device_mesh(device.type, (world,))
@@ -313,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)  # betas (0.9, 0.999)
     model_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     engine = Engine(
-        args.model, max_prompt=args.max_prompt, max_tokens=args.max_tokens, seed=args.seed, gpu_memory=args.gpu_memory,
+        args.model, max_prompt=longest, max_tokens=args.max_tokens, seed=args.seed, gpu_memory=args.gpu_memory,
         max_images=max(len(x.images) for x in samples), size=processor.image_processor.size,
     )  # fmt: skip
 
@@ -362,10 +363,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except DataError as error:  # a user's mistake: one sentence, no traceback; every rank has found the same one
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(10)  # rank 0 says it; torchrun ends the others
-            sys.exit(1)
-        sys.exit(f"perl/train.py: {error}")
+    run(main)

@@ -1,4 +1,4 @@
-"""The embedded task is what it says it is: true answers, exact permutations, disjoint digits, a base that loads."""
+"""The embedded task is what it says it is: true answers, exact permutations, a base that loads."""
 
 import json
 import random
@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.datasets import load_digits
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -74,7 +75,7 @@ def test_permuted_question_is_the_one_the_generator_would_have_written(kind, rng
         arguments = (sigma.index(arguments[0]), *arguments[1:])
     moved = [shown[i] for i in sigma]
     names = tuple(f"{i}.png" for i in range(len(shown)))
-    permuted = permute(Sample("q", names, question.text, question.answer, question.order, 0), sigma)
+    permuted = permute(Sample("q", names, question.text, question.answer, question.order), sigma)
     expected = ask(moved, *arguments)
     assert tuple(str(image) for image in permuted.images) == tuple(names[i] for i in sigma)
     assert (permuted.question, permuted.answer) == (expected.text, expected.answer)
@@ -88,7 +89,8 @@ def test_answers_are_uniform_over_slots(kind):
         _, shown, (d,) = digits.draw(kind, rng)
         if len(shown) == n:
             counts[shown.index(d)] += 1
-    assert all(abs(count - 500) < 4 * (2000 * 1 / 4 * 3 / 4) ** 0.5 for count in counts)  # four standard deviations
+    deviation = (2000 * 1 / 4 * 3 / 4) ** 0.5
+    assert all(abs(count - 500) < 4 * deviation for count in counts)
 
 
 def test_hasty_teacher_is_right_about_the_first_image_and_wrong_only_elsewhere():
@@ -108,15 +110,15 @@ def test_files_follow_the_schema_and_tell_the_truth(built, real):
     used = {}
     for name, column in (("train", 0), ("test", 1)):
         rows = [json.loads(line) for line in (built / f"{name}.jsonl").read_text().splitlines()]
-        assert len(rows) == len({row["id"] for row in rows}) == sum(counts[column] for counts in digits.KINDS.values())
+        assert len(rows) == len({row["id"] for row in rows}) == sum(n[column] for n in digits.KINDS.values())
         for row, sample in zip(rows, load(built / f"{name}.jsonl")):
             assert set(row) == {"id", "images", "question", "answer", "order", "stem"}
             assert len(set(row["images"])) == len(row["images"])
-            assert row["answer"] == sample.answer == truth(row["question"], [int(real.target[number(i)]) for i in row["images"]])
+            shown = [int(real.target[number(path)]) for path in row["images"]]
+            assert row["answer"] == sample.answer == truth(row["question"], shown)
         used[name] = {path for row in rows for path in row["images"]}
         assert all((built / path).is_file() for path in used[name])
-        orders = {"options", "references", "invariant", "index", "fixed"} | ({"sequence"} if name == "test" else set())
-        assert {row["order"] for row in rows} == orders
+        assert {row["order"] for row in rows} == {"options", "references", "invariant", "index", "fixed"}
     assert not used["train"] & used["test"]
 
 
@@ -124,7 +126,7 @@ def test_base_loads_and_reads_one_token_per_image(built, real):
     processor = AutoProcessor.from_pretrained(built / "base")
     model = AutoModelForImageTextToText.from_pretrained(built / "base")
     sample = next(s for s in load(built / "test.jsonl") if len(s.images) == 3)
-    pictures = [digits.Image.open(built / "images" / str(path).split("/")[-1]) for path in sample.images]
+    pictures = [Image.open(path) for path in sample.images]
     inputs = processor(text=[prompt_text(processor, sample.question)], images=pictures, return_tensors="pt")
     ids = inputs["input_ids"]
     assert (ids == model.config.image_token_id).sum() == 3
@@ -146,7 +148,7 @@ def test_tokenizer_takes_any_text_and_keeps_the_think_tags(built):
     for text in (string.printable, "Where is the café? 第二张图", digits.response("A 3 no B 7 yes", "B")):
         assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
     assert len(tokenizer.encode("<think></think>")) == 2
-    assert [tokenizer.decode([i]) for i in tokenizer.encode("A 3 no B 7 yes")] == ["A", " 3", " no", " B", " 7", " yes"]
+    assert tokenizer.tokenize("A 3 no B 7 yes") == ["A", "Ġ3", "Ġno", "ĠB", "Ġ7", "Ġyes"]
     for special in digits.SPECIAL:
         assert len(tokenizer.encode(special)) == 1
         assert tokenizer.decode(tokenizer.encode(f"{special}x"), skip_special_tokens=True) == "x"
@@ -169,7 +171,8 @@ def test_warm_up_is_deterministic_and_learns():
         processor = digits.make_processor()
         model = digits.make_model(processor)
         bank = digits.split_digits(0)["train"]
-        losses = digits.warm_up(model, processor, bank, 0, {"steps": steps, "lr": 1e-3}, {"steps": 1, "lr": 1e-4}, batch=8)
+        careful, hasty = {"steps": steps, "lr": 2e-3}, {"steps": 1, "lr": 1e-4}
+        losses = digits.warm_up(model, processor, bank, 0, careful, hasty, batch=8)
         return model.state_dict(), losses
 
     (once, losses), (twice, _) = trained(20), trained(20)

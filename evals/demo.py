@@ -1,0 +1,106 @@
+"""The whole pipeline on real images, on any machine: `make demo`.
+
+    data and base -> filter -> GRPO and PeRL from the same base, on the same questions -> accuracy over image orders
+
+Each stage is one of the project's command lines, printed before it runs, so that it can be repeated by hand. The results
+are runs/demo/report.png, runs/demo/summary.json and the table printed at the end.
+
+    python evals/demo.py [--seed 0] [--out runs/demo]
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from data.digits import TRAIN
+
+FIGURES = ["given", "mean_over_orders", "worst_order", "best_order", "consistency", "by_slot"]
+RUNS = {"grpo": {"n_s": 0, "n": 12}, "perl": {"n_s": 1, "n": 6}}  # both: 12 rollouts a question
+RANKS = min(2, torch.cuda.device_count()) or 2
+
+
+def command(script: str, *arguments, **flags) -> None:
+    """Run a script of the project under torchrun (data/digits.py: alone), and say the line that does the same."""
+    words = [*map(str, arguments), *(w for k, v in flags.items() for w in (f"--{k.replace('_', '-')}", str(v)))]
+    launcher = [] if script.startswith("data/") else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
+    said = shlex.join([f"torchrun --nproc_per_node {RANKS}" if launcher else "python", script, *words])
+    print(f"\n$ {said.replace(chr(39), '')}", flush=True)
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // RANKS))} if launcher else {}
+    subprocess.run([sys.executable, *launcher, script, *words], cwd=ROOT, env=os.environ | threads, check=True)
+
+
+def report(out: Path, summary: dict, metrics: dict[str, list[dict]]) -> None:
+    """Four panels: reward while training, accuracy over orders, accuracy by slot, and Fig. 9."""
+    figure, ((reward, orders), (slots, advantage)) = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    names = ["base", *RUNS]
+    for name, rows in metrics.items():
+        reward.plot([r["step"] for r in rows], [r["reward"] for r in rows], label=name)
+        counts = torch.tensor([r["advantages"] for r in rows]).sum(0).float()
+        advantage.stairs(counts / counts.sum(), torch.linspace(-3, 3, 25).tolist(), label=name, fill=False, linewidth=2)
+    kinds = FIGURES[:-1]
+    for i, name in enumerate(names):
+        orders.bar([k + 0.27 * (i - 1) for k in range(len(kinds))], [summary[name][k] for k in kinds], width=0.27, label=name)
+        slots.plot(list(summary[name]["by_slot"]), list(summary[name]["by_slot"].values()), marker="o", label=name)
+    orders.set_xticks(range(len(kinds)), [k.replace("_", "\n") for k in kinds])
+    reward.set(title="reward while training", xlabel="step", ylabel="mean reward of the rollouts")
+    orders.set(title="test questions, over the orders of their images", ylim=(0, 1.05))
+    slots.set(title="accuracy by the slot of the right image", xlabel="slot", ylim=(0, 1.05))
+    advantage.set(title="advantages of all rollouts (Fig. 9)", xlabel="A", ylabel="share")
+    for axes in (reward, orders, slots, advantage):
+        axes.legend()
+    figure.savefig(out / "report.png", dpi=110)
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", default="runs/demo")
+    args = p.parse_args()
+    start, seed, out = time.perf_counter(), args.seed, Path(args.out)
+    digits = Path("runs") / ("digits" if seed == 0 else f"digits-{seed}")
+    limits = {k: TRAIN[k] for k in ("max_prompt", "max_tokens")}
+
+    command("data/digits.py", out=digits, seed=seed)
+    filtered = out / "train.jsonl"
+    command("perl/filter.py", digits / "train.jsonl", model=digits / "base", out=filtered, plot=out / "filter.png", seed=seed, **limits)
+    for name, groups in RUNS.items():
+        command("perl/train.py", model=digits / "base", data=filtered, out=out / name, seed=seed, **(TRAIN | groups))
+    models = {"base": digits / "base"} | {name: out / name / "model" for name in RUNS}
+    for name, model in models.items():
+        command("evals/orders.py", model=model, data=digits / "test.jsonl", out=out / f"eval-{name}", seed=seed, **limits)
+
+    out = ROOT / out
+    read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]  # noqa: E731
+    evals = {name: json.loads((out / f"eval-{name}" / "orders.json").read_text()) for name in models}
+    metrics = {name: read(out / name / "metrics.jsonl") for name in RUNS}
+    before = [row["accuracy"] for row in read(out / "train.jsonl.scores.jsonl")]
+    after = [row["accuracy"] for row in read(out / "train.jsonl")]
+    summary = {"seed": seed} | {name: {k: evals[name][k] for k in (*FIGURES, "by_kind")} for name in models}
+    summary["filter"] = {"mean_before": sum(before) / len(before), "mean_after": sum(after) / len(after)}
+    summary["max_abs_logp_gap"] = max(row["logp_gap_max"] for rows in metrics.values() for row in rows)
+    summary["minutes"] = (time.perf_counter() - start) / 60
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    report(out, summary, metrics)
+
+    print(f"\n{'':6}" + "".join(f"{k.replace('_', ' '):>18}" for k in FIGURES[:-1]) + "   by slot of the right image")
+    for name in models:
+        by_slot = " ".join(f"{v:.2f}" for v in summary[name]["by_slot"].values())
+        print(f"{name:6}" + "".join(f"{summary[name][k]:18.3f}" for k in FIGURES[:-1]) + f"   {by_slot}")
+    print(f"\n{summary['minutes']:.1f} minutes; {args.out}/report.png, {args.out}/summary.json", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""perl/filter.py: the resampling as a pure function, and the command as it runs."""
+
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perl.filter import PAPER_AFTER, PAPER_BEFORE, band, histogram, quotas, read_scores, resample
+
+counts = st.lists(st.integers(0, 400), min_size=11, max_size=11).filter(any)
+
+
+def synthetic(shares, n):
+    """About n scores spread as `shares` says."""
+    return [b / 10 for b, share in enumerate(shares) for _ in range(round(share / sum(shares) * n))]
+
+
+def test_the_published_before_becomes_the_published_after():
+    scores = synthetic(PAPER_BEFORE, 10_000)
+    kept = [scores[i] for i in resample(scores)]
+    assert sum(scores) / len(scores) == pytest.approx(0.78, abs=0.01)
+    assert sum(kept) / len(kept) == pytest.approx(0.38, abs=0.01)
+    for count, target in zip(histogram(kept), PAPER_AFTER):
+        assert 100 * count / len(kept) == pytest.approx(target, abs=1.0)
+
+
+@given(counts, st.lists(st.floats(0, 1), min_size=11, max_size=11).filter(lambda t: max(t) > 0.01))
+def test_quotas_take_what_is_there(have, target):
+    keep = quotas(have, target)
+    assert all(0 <= k <= h for k, h in zip(keep, have))
+    total = sum(t for t, h in zip(target, have) if h)
+    if sum(keep):
+        for k, t, h in zip(keep, target, have):
+            assert abs(k / sum(keep) - (t / total if h else 0)) <= 0.01
+
+
+@given(counts)
+def test_a_target_that_is_there_keeps_all(have):
+    assert sum(quotas(have, have)) == sum(have)
+
+
+def test_resampling_is_a_function_of_scores_and_seed():
+    scores = synthetic(PAPER_BEFORE, 3000)
+    a, b, other = resample(scores, seed=1), resample(scores, seed=1), resample(scores, seed=2)
+    assert a == b != other and len(a) == len(set(a)) and a == sorted(a)
+    assert histogram([scores[i] for i in a]) == histogram([scores[i] for i in other])
+
+
+def test_an_empty_bin_is_left_out_of_the_target():
+    scores = [s for s in synthetic(PAPER_BEFORE, 10_000) if s != 0.0]
+    kept = Counter(scores[i] for i in resample(scores))
+    assert len(kept) == 10 and kept[0.5] / sum(kept.values()) == pytest.approx(17.4 / (99.6 - 12.0), abs=0.01)
+
+
+def test_band():
+    assert band([0.0, 0.1, 0.5, 0.9, 1.0], 0.1, 0.9) == [1, 2, 3]
+
+
+def test_scores_of_other_settings_and_torn_lines_do_not_count(tmp_path):
+    rows = [{"id": "a", "accuracy": 0.5, "settings": {"seed": 0}}, {"id": "b", "accuracy": 0.1, "settings": {"seed": 1}}]
+    (tmp_path / "s").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"id": "c", "accu')
+    assert read_scores(tmp_path / "s", {"seed": 0}) == {"a": 0.5}
+    assert read_scores(tmp_path / "none", {"seed": 0}) == {}
+
+
+def test_the_command_scores_resumes_and_resamples(torchrun, digits, tmp_path):
+    rows = [json.loads(line) for line in (digits / "train.jsonl").read_text().splitlines()[:7]]
+    data, out = digits / "seven.jsonl", tmp_path / "kept" / "out.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [data, "--model", digits / "base", "--out", out, "--rollouts", 2, "--max-tokens", 8, "--plot", tmp_path / "plot.png"]
+    torchrun(2, "perl/filter.py", *flags)
+    scores = out.with_name("out.jsonl.scores.jsonl")
+    lines = scores.read_text().splitlines()
+    assert sorted(json.loads(line)["id"] for line in lines) == sorted(row["id"] for row in rows)
+    kept = [json.loads(line) for line in out.read_text().splitlines()]
+    assert kept and all(0 <= row["accuracy"] <= 1 and (out.parent / row["images"][0]).is_file() for row in kept)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+    scores.write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])  # killed while it wrote the fifth
+    torchrun(1, "perl/filter.py", *flags)
+    again = scores.read_text().splitlines()
+    assert again[:4] == lines[:4] and sorted(again) == sorted(lines)  # the same scores on one rank as on two
+
+    done = torchrun(1, "perl/filter.py", *flags, "--keep", "0", "1")  # samples nothing, keeps all
+    assert scores.read_text().splitlines() == again and "scoring" not in done.stderr
+    assert len(out.read_text().splitlines()) == 7

@@ -1,0 +1,198 @@
+"""Every way a text can name an image, one line each: kind, text, answer, order of the images -> what it must become.
+
+Orders are written as in the notes of the schema: 0-based, slot j shows old image sigma[j]. `=` means unchanged, a line
+in REFUSED must raise Refused. Texts without `<image>` get their placeholders in front.
+"""
+import pytest
+
+from perl.permute import Refused, Sample, inverse, permute
+
+R, X, V, O, S = "references", "index", "invariant", "options", "sequence"
+TF = " True or false?\n(A) True\n(B) False"
+DREAM = "Here are there images: <image> <image> <image>. If image {} is the reference image, which image of the other two " \
+        "is more similar to the reference image?\nOptions:\n(A) Image {}\n(B) Image {}"
+
+# kind, question, answer, sigma, question after, answer after
+EXACT = [
+    # --- the ten worked examples (the ninth is in REFUSED)
+    (R, "<image> <image> The left image shows a dog facing left." + TF, "A", (1, 0),
+     "<image> <image> The right image shows a dog facing left." + TF, "A"),
+    (R, DREAM.format(2, 3, 1), "A", (2, 0, 1), DREAM.format(3, 1, 2), "A"),
+    (O, "<image>Which one is different?\nA. <image>\nB. <image>\nC. <image>", "C", (0, 3, 1, 2), "=", "A"),
+    (X, "Which image shows a cat? <image><image><image>", "Image 2", (1, 2, 0), "=", "Image 1"),
+    (R, "use the first image as the reference image. Which fits?\n(A) the second image\n(B) the third image", "B", (1, 0, 2),
+     "use the second image as the reference image. Which fits?\n(A) the first image\n(B) the third image", "B"),
+    (R, "<image>\n\nFigure 1\n\n<image>\n\nFigure 2\nAs shown in Figure 1, what is it?", "a cat", (1, 0),
+     "<image>\n\nFigure 1\n\n<image>\n\nFigure 2\nAs shown in Figure 2, what is it?", "a cat"),
+    (R, "<image_1>\n\nFigure 1\n\n<image_2>\n\nFigure 2\nAs shown in Figure 1, what is it?", "a cat", (1, 0),
+     "<image_1>\n\nFigure 1\n\n<image_2>\n\nFigure 2\nAs shown in Figure 2, what is it?", "a cat"),
+    (R, "Compare images 1 and 3.", "done", (2, 0, 1), "Compare images 2 and 1.", "done"),
+    (X, "第一张图和第三张图哪张有猫？", "第三张", (2, 0, 1), "第二张图和第一张图哪张有猫？", "第一张"),
+    (R, "Both images contain exactly two dogs." + TF, "A", (1, 0), "=", "A"),
+    # --- numbers
+    (R, "What is in image 2?", "a cat", (1, 0), "What is in image 1?", "a cat"),
+    (R, "What is in Image #1, and what is in Image #2?", "x", (1, 0), "What is in Image #2, and what is in Image #1?", "x"),
+    (R, "In #1 and #2 the cat is asleep.", "x", (1, 0), "In #2 and #1 the cat is asleep.", "x"),
+    (R, "Look at (image 1). What is it?", "x", (1, 0), "Look at (image 2). What is it?", "x"),
+    (R, "Is <image_2> brighter than <image_1>?", "yes", (1, 0), "Is <image_1> brighter than <image_2>?", "yes"),
+    (R, "Is {image#2} brighter than [image1]?", "yes", (2, 0, 1), "Is {image#3} brighter than [image2]?", "yes"),
+    (R, "Image-1 shows a cat; image_3 a dog.", "x", (2, 1, 0), "Image-3 shows a cat; image_1 a dog.", "x"),
+    (R, "In photo number 2, what is it?", "x", (1, 0), "In photo number 1, what is it?", "x"),
+    (R, "Is image one or image two darker?", "x", (1, 0), "Is image two or image one darker?", "x"),
+    (R, "Figure 2(b) shows a curve.", "x", (1, 0), "Figure 1(b) shows a curve.", "x"),
+    (R, "See Fig. 1 and Fig. 2.", "x", (1, 0), "See Fig. 2 and Fig. 1.", "x"),
+    (R, "Does Figure (1) match Figure (3)?", "x", (1, 2, 0), "Does Figure (3) match Figure (2)?", "x"),
+    (R, "Figure II is a map, Figure III is not.", "x", (1, 2, 0), "Figure I is a map, Figure II is not.", "x"),
+    (R, "Is picture B similar to picture A?", "yes", (1, 0), "Is picture A similar to picture B?", "yes"),
+    (R, "Panel (a) is darker than panel (c).", "x", (1, 2, 0), "Panel (c) is darker than panel (b).", "x"),
+    (R, "Is IMAGE 2 in colour?", "x", (1, 0), "Is IMAGE 1 in colour?", "x"),
+    (R, "Animal 1 has a longer beak than Animal 2.", "x", (1, 0), "Animal 2 has a longer beak than Animal 1.", "x"),
+    (R, "Diagram 3 and chart 1 agree.", "x", (2, 0, 1), "Diagram 1 and chart 2 agree.", "x"),
+    # --- ordinals
+    (R, "The First image is dark." + TF, "A", (1, 0), "The Second image is dark." + TF, "A"),
+    (R, "THE FIRST IMAGE is dark.", "x", (2, 0, 1), "THE SECOND IMAGE is dark.", "x"),
+    (R, "The 1st and the 3rd photo show cats.", "x", (2, 0, 1), "The 2nd and the 1st photo show cats.", "x"),
+    (R, "Which is closer to the first image, the second or the third image?", "the third image", (0, 2, 1),
+     "Which is closer to the first image, the third or the second image?", "the second image"),
+    (R, "The last image shows a dog.", "x", (2, 1, 0), "The third to last image shows a dog.", "x"),
+    (R, "The second to last image shows a dog.", "x", (0, 1, 3, 2), "The last image shows a dog.", "x"),
+    (R, "The penultimate image shows a dog.", "x", (0, 2, 1, 3), "The antepenultimate image shows a dog.", "x"),
+    (R, "Is the first image like the last image?", "x", (1, 0), "Is the last image like the first image?", "x"),
+    (R, "The initial image is red and the final image is blue.", "x", (1, 0),
+     "The final image is red and the initial image is blue.", "x"),
+    (R, "The tenth image is red.", "x", (9, 1, 2, 3, 4, 5, 6, 7, 8, 0), "The first image is red.", "x"),
+    # --- places
+    (R, "The left-hand image has more dogs.", "x", (1, 0), "The right-hand image has more dogs.", "x"),
+    (R, "The lefthand image has more dogs.", "x", (1, 0), "The righthand image has more dogs.", "x"),
+    (R, "The rightmost photo is dark.", "x", (1, 0), "The leftmost photo is dark.", "x"),
+    (R, "The image on the left-hand side is dark.", "x", (1, 0), "The image on the right-hand side is dark.", "x"),
+    (R, "The picture to the right is dark.", "x", (1, 0), "The picture to the left is dark.", "x"),
+    (R, "The top image is dark, the bottom image is not.", "x", (1, 0), "The bottom image is dark, the top image is not.", "x"),
+    (R, "Compare the left image, the middle image and the right image.", "x", (2, 0, 1),
+     "Compare the middle image, the right image and the left image.", "x"),
+    (R, "The central image is darker than the left image.", "x", (1, 0, 2),
+     "The left image is darker than the central image.", "x"),
+    (R, "The left and right images show the same dog." + TF, "B", (1, 0), "The right and left images show the same dog." + TF, "B"),
+    (R, "The train in the left image is facing left.", "x", (1, 0), "The train in the right image is facing left.", "x"),
+    # --- lists, ranges, sets
+    (R, "Do images 1, 2 and 4 match?", "x", (3, 2, 1, 0), "Do images 4, 3 and 1 match?", "x"),
+    (R, "Do images 2 through 4 match?", "x", (3, 1, 2, 0), "Do images 1 through 3 match?", "x"),
+    (R, "Do images 1-2 match?", "x", (2, 3, 0, 1), "Do images 3-4 match?", "x"),
+    (R, "The first two images match.", "x", (2, 3, 0, 1), "The last two images match.", "x"),
+    (R, "The first two images match.", "x", (1, 0, 2), "=", "x"),
+    (R, "Compare image 1 to image 2.", "x", (2, 1, 0), "Compare image 3 to image 2.", "x"),
+    (R, "images (1)(3) are dark.", "x", (2, 0, 1), "images (2)(1) are dark.", "x"),
+    # --- the other, one, both
+    (R, "One image shows a cat and the other image shows a dog." + TF, "A", (1, 0), "=", "A"),
+    (R, "The left image has more dogs than the other image.", "x", (1, 0), "The right image has more dogs than the other image.", "x"),
+    (R, "How many images show a cat?", "1", (1, 2, 0), "=", "1"),
+    (R, "At least one of the images shows a cat." + TF, "A", (1, 0), "=", "A"),
+    # --- options and answers
+    (R, "Which image is darker?\n(A) Left\n(B) Right", "A", (1, 0), "Which image is darker?\n(A) Right\n(B) Left", "A"),
+    (R, "Which image is darker?\n(A) The first one\n(B) The second one", "A", (1, 0),
+     "Which image is darker?\n(A) The second one\n(B) The first one", "A"),
+    (R, "Which image is darker? (A) Image 1 (B) Image 2", "B", (1, 0), "Which image is darker? (A) Image 2 (B) Image 1", "B"),
+    (R, "Which way does the man look?\n(A) Left\n(B) Right", "A", (1, 0), "=", "A"),
+    (R, "How many dogs are in the left image?\nA. 1\nB. 2", "A", (1, 0), "How many dogs are in the right image?\nA. 1\nB. 2", "A"),
+    (R, "Which image is darker?", "Image 1 is darker than image 2.", (1, 0), "=", "Image 2 is darker than image 1."),
+    (X, "Which image is darker?", "2", (2, 0, 1), "=", "3"),
+    (X, "Which image is darker?", "The third image", (2, 0, 1), "=", "The first image"),
+    (X, "Which image is darker?", "C", (2, 0, 1), "=", "A"),
+    (X, "Which picture is like image 1?", "Image 3", (1, 2, 0), "Which picture is like image 3?", "Image 2"),
+    (X, "Which images show a cat?", "(1)(3)", (2, 0, 1), "=", "(2)(1)"),
+    (X, "Which images show a cat?", "1 and 3", (2, 0, 1), "=", "2 and 1"),
+    (X, "Which image is similar?", "Image 3 is more similar to the reference image.", (2, 0, 1), "=",
+     "Image 1 is more similar to the reference image."),
+    (X, "哪张图有猫？", "图2", (1, 0), "=", "图1"),
+    (X, "哪张图有猫？", "第二张图", (2, 0, 1), "=", "第三张图"),
+    (S, "Put the images in chronological order.", "2,1,4,3", (1, 0, 3, 2), "=", "1,2,3,4"),
+    (S, "Put the images in chronological order.", "CABD", (1, 0, 3, 2), "=", "DBAC"),
+    (S, "Put the images in order.", "2→1→3→4", (3, 0, 1, 2), "=", "3→2→4→1"),
+    (S, "Put the images in order.", "[3,1,2]", (2, 0, 1), "=", "[1,2,3]"),
+    (S, "Put the images in order.", "Image 2, Image 1, Image 3", (2, 0, 1), "=", "Image 3, Image 2, Image 1"),
+    (S, "Which order is right?\n(A) 1,2,3\n(B) 3,1,2", "B", (2, 0, 1), "Which order is right?\n(A) 2,3,1\n(B) 1,2,3", "B"),
+    (O, "What comes next? <image> <image>\nA. <image>\nB. <image>", "A", (0, 1, 3, 2), "=", "B"),
+    (O, "Is image B like image A?\nA. <image>\nB. <image>\nC. <image>", "C", (1, 2, 0),
+     "Is image A like image C?\nA. <image>\nB. <image>\nC. <image>", "B"),
+    (V, "How many dogs are in all images?", "4", (1, 0), "=", "4"),
+    # --- Chinese
+    (R, "图1和图2哪个更亮？", "x", (1, 0), "图2和图1哪个更亮？", "x"),
+    (R, "第二幅图中有几只猫？", "3", (2, 0, 1), "第三幅图中有几只猫？", "3"),
+    (R, "左图中的人在做什么？", "x", (1, 0), "右图中的人在做什么？", "x"),
+    (R, "左边的图片里有什么？", "x", (1, 0), "右边的图片里有什么？", "x"),
+    (R, "如图（1）所示，图（2）中的角是多少？", "x", (1, 0), "如图（2）所示，图（1）中的角是多少？", "x"),
+    (R, "图①和图③相同吗？", "x", (2, 0, 1), "图②和图①相同吗？", "x"),
+    (R, "图甲比图乙亮吗？", "x", (1, 0), "图乙比图甲亮吗？", "x"),
+    (R, "最后一张图是什么？", "x", (2, 1, 0), "倒数第三张图是什么？", "x"),
+    (R, "前两张图相同吗？", "x", (2, 3, 0, 1), "后两张图相同吗？", "x"),
+    (R, "图片1里有猫吗？", "x", (1, 0), "图片2里有猫吗？", "x"),
+    (R, "两张图都有猫吗？", "有", (1, 0), "=", "有"),
+    (R, "哪张图更亮？\nA. 第一张图\nB. 第二张图", "A", (1, 0), "哪张图更亮？\nA. 第二张图\nB. 第一张图", "A"),
+]
+
+# texts that hold a look-alike and nothing to rewrite: must come back as they are
+LOOK_ALIKE = [
+    "The dog is facing left.", "A man raises his left arm.", "The arrow points to the right.", "She broke her left leg.",
+    "Figure out how many dogs there are in both images.", "There is a figure of a man in one image.", "A woman is figure skating.",
+    "Each file is an image 2 MB in size.", "Is it image 2 MB large?", "In the first place, both images show dogs.",
+    "The second row is empty in both images.", "The person in the second column waves.", "A fig tree stands in one image.",
+    r"If \angle 1 = 40 degrees, what is \angle 2?", "There is a right angle in each image.", "Each image shows a right triangle.",
+    "All right, do both images show a dog?", "The dogs are next to each other.", "Two people swim to the right.",
+    "One image shows a man standing on the left.", "A second image shows another dog, like one image.",
+    "如图所示，两张图中共有几只猫？", "图形的面积是多少？", "地图上有几个城市？", "图书在桌上吗？", "右侧的人在笑吗？", "图中有什么？",
+    "第二个人是谁？", "第一张桌子是什么颜色？", "两张图一样吗？",
+]
+
+# refused whatever the order of the images: question, number of images
+REFUSED = [
+    ("The following frames show a man. What happens after the second frame?", 3),
+    ("Put the images in chronological order: is image 1 the first?", 2),
+    ("The images tell a story. What is in image 2?", 3), ("What happens next?", 2), ("Step 1 is shown in image 1.", 2),
+    ("Before: <image> After: <image> What is different?", 2), ("Image 1: <image> Image 2: <image> What is in image 1?", 2),
+    ("Image A: <image>\nImage B: <image>\nIs image A dark?", 2), ("The first image: <image> The second image: <image> Is it dark?", 2),
+    ("<image> is the reference image. <image> Is it similar?", 2), ("Front view <image> Side view <image> How tall is it?", 2),
+    ("A photo taken in 1990: <image> A photo taken in 2020: <image> What is it?", 2),
+    ("<image>\nA dog.\n<image>\nA cat.\nWhich is correct?", 2), ("In <image> there is a dog, while in <image> there is a cat.", 2),
+    ("What does the previous image show?", 2), ("What does the next image show?", 2), ("Is the other image dark?", 2),
+    ("Is image 1 darker than the other image?", 3), ("Does this image show a dog?", 2), ("What is in the image above?", 2),
+    ("User: <image> what is it?\nAssistant: a dog\nUser: <image> and here?", 2), ("Q: What is in image 1? A: a dog\nQ: What is in image 2?", 2),
+    ("The second of the two outdoor images shows a dog.", 3), ("The second outdoor image shows a dog.", 3),
+    ("The second image in the first row is dark.", 4), ("The top left image is dark.", 4), ("What is in image 7?", 2),
+    ("The left image is dark.", 4), ("The former image is dark, the latter is not.", 2), ("The dog on the left is black.", 2),
+    ("The left dog is bigger than the right dog.", 2), ("The first one is dark.", 2), ("In image 1 the cat sleeps. The first is dark.", 2),
+    ("Das erste Bild zeigt einen Hund und das zweite Bild ist dunkel.", 2), ("La première image est dans la maison.", 2),
+    ("1枚目の画像は何ですか？", 2), ("첫 번째 이미지는 무엇입니까?", 2), ("На левом фото собака.", 2), ("الصورة الأولى", 2),
+    ("La primera imagen muestra una casa con un perro.", 2), ("前一张图是什么？", 2), ("按先后顺序，图1是什么？", 2), ("另一张图是什么？", 2),
+    ("The final image of the video is dark.", 2), ("What no longer is there in image 2?", 2), ("Person 2 in image 1 is tall.", 2),
+    ("Option 1 is like image 2.", 2),
+]
+
+
+def sample(kind: str, question: str, answer: str, n: int) -> Sample:
+    if "<image>" not in question and not question.startswith("<image_1>"):
+        question = "<image>" * n + "\n" + question
+    stem = len(question.split("\nA. <image>")[0].split("<image>")) - 1 if kind == O else 0
+    return Sample("x", tuple(f"{k}.png" for k in range(n)), question, answer, kind, stem)
+
+
+@pytest.mark.parametrize("kind, question, answer, sigma, question_after, answer_after", EXACT)
+def test_exact(kind, question, answer, sigma, question_after, answer_after):
+    n = len(sigma)
+    x = sample(kind, question, answer, n)
+    y = permute(x, sigma)
+    assert y.question == (x.question if question_after == "=" else sample(kind, question_after, answer, n).question)
+    assert (y.answer, y.images) == (answer_after, tuple(x.images[old] for old in sigma))
+    assert permute(y, inverse(sigma)) == x
+
+
+@pytest.mark.parametrize("text", LOOK_ALIKE)
+def test_look_alike_stays(text):
+    x = sample(R, text, "x", 2)
+    assert permute(x, (1, 0)).question == x.question
+
+
+@pytest.mark.parametrize("text, n", REFUSED)
+def test_refused(text, n):
+    with pytest.raises(Refused) as refusal:
+        permute(sample(R, text, "x", n), tuple(reversed(range(n))))
+    assert refusal.value.reason

@@ -1,0 +1,168 @@
+"""perl/train.py and perl/rollout.py as they run: torchrun, FSDP2 and vLLM, on two ranks and a tiny model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from conftest import ROOT
+from perl.permute import DataError, Sample
+from perl.train import parse_args, prepare, questions_of, share_of_rank
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- Which questions a step draws ---
+
+
+def test_an_epoch_shows_every_question_once():
+    samples = [Sample(str(i), ("a.png",), "<image>?", "1") for i in range(50)]
+    args = parse_args(["--prompts", "16"])
+    steps = [questions_of(samples, step, args) for step in range(6)]
+    for epoch in (steps[:3], steps[3:]):
+        ids = [x.id for questions in epoch for x in questions]
+        assert len(ids) == 48 == len(set(ids))
+    assert [x.id for x in steps[0]] != [x.id for x in steps[3]]
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_mini_batches_do_not_depend_on_ranks(world):
+    questions = [Sample(str(i), ("a.png",), "<image>?", "1") for i in range(16)]
+    shares = [share_of_rank(questions, rank, world, 2) for rank in range(world)]
+    size = 8 // world
+    for u in range(2):
+        together = {x.id for share in shares for x in share[u * size : (u + 1) * size]}
+        assert together == {str(i) for i in range(8 * u, 8 * u + 8)}
+
+
+# --- Equivalences ---
+
+
+def updated(torchrun, digits, tmp_path, ranks, n_s=1, beta=0.1, micro=1):
+    out = tmp_path / f"{ranks}-{n_s}-{beta}-{micro}.pt"
+    torchrun(ranks, "tests/workers/update.py", digits, out, n_s, beta, micro)
+    return torch.load(out), json.loads(out.with_suffix(".json").read_text())
+
+
+@pytest.mark.parametrize("n_s, beta", [(1, 0.1), (0, 0.0)])
+def test_one_rank_equals_two(torchrun, digits, tmp_path, n_s, beta):
+    """Same fixed rollouts, same global batch: same weights, whatever the ranks and the micro-batches."""
+    one, metrics = updated(torchrun, digits, tmp_path, 1, n_s, beta, micro=1)
+    two, metrics_two = updated(torchrun, digits, tmp_path, 2, n_s, beta, micro=2)
+    moved = max((one["after"][k] - one["before"][k]).abs().max().item() for k in one["after"])
+    assert moved > 1e-4  # the update is not nothing
+    for name, weight in one["after"].items():
+        assert (weight - two["after"][name]).abs().max() < 1e-5, name
+    for name, value in metrics.items():
+        assert metrics_two[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+    assert 0 < metrics["tis_weight"] < 2 and metrics["entropy"] > 0 and (metrics["kl"] > 0) == (beta > 0)
+
+
+def test_sync_is_exact_and_caches_are_dropped(torchrun, digits, tmp_path):
+    torchrun(2, "tests/workers/sync.py", digits, tmp_path / "gaps.json")
+    gaps = json.loads((tmp_path / "gaps.json").read_text())
+    for name in ("fresh", "temperature 0.7", "all moved, synced", "vision moved, synced"):
+        assert gaps[name] <= 1e-4, gaps
+    assert gaps["all moved, no sync"] > 1e-1, gaps  # the controls: a sync forgotten, or an image embedding kept, shows
+    assert gaps["vision moved, no sync"] > 1e-3, gaps
+    assert gaps["reproducible"] == 1.0 and gaps["banned sampled"] == 0.0, gaps
+
+
+# --- The script ---
+
+METRICS = """step alpha reward accuracy format no_spread permuted response_length cut_off advantages kl clip_share tis_weight
+loss entropy logp_gap_mean logp_gap_max grad_norm seconds_sampling seconds_sync seconds_reference seconds_update
+tokens_per_second""".split()
+
+
+def test_two_ranks_train_and_the_model_loads(torchrun, digits, tmp_path):
+    run = tmp_path / "run"
+    flags = "--prompts 8 --updates 2 --steps 2 --max-prompt 200 --max-tokens 12 --lr 1e-3".split()
+    done = torchrun(2, "perl/train.py", "--model", digits / "base", "--data", digits / "train.jsonl", "--out", run, *flags)
+    rows = read(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1] and [row["alpha"] for row in rows] == [1.0, 0.5]
+    for row in rows:
+        assert set(row) == set(METRICS)
+        assert row["logp_gap_max"] <= 1e-4 and sum(row["advantages"]) == 8 * 12
+    assert done.stderr.count("answer ") + done.stdout.count("answer ") == 4  # two sample rollouts a step
+    assert list((run / "tb").iterdir()) and json.loads((run / "config.json").read_text())["n"] == 6
+
+    AutoProcessor.from_pretrained(run / "model")
+    trained = AutoModelForImageTextToText.from_pretrained(run / "model")
+    base = AutoModelForImageTextToText.from_pretrained(digits / "base")
+    assert any(not torch.equal(p, q) for p, q in zip(trained.parameters(), base.parameters()))
+    torchrun(1, "evals/orders.py", "--model", run / "model", "--data", one_question(digits, tmp_path), "--out",
+             tmp_path / "eval", "--max-tokens", "8")  # fmt: skip
+    assert json.loads((tmp_path / "eval" / "orders.json").read_text())["questions"] == 1
+    assert (tmp_path / "eval" / "orders.png").exists()
+
+
+def one_question(digits, tmp_path):
+    row = next(row for row in read(digits / "test.jsonl") if row["order"] == "options" and len(row["images"]) == 3)
+    row["images"] = [str(digits / path) for path in row["images"]]
+    (tmp_path / "one.jsonl").write_text(json.dumps(row))
+    return tmp_path / "one.jsonl"
+
+
+# --- A user's mistakes: one sentence, exit code 1, no traceback, before any model is loaded ---
+
+
+def broken(digits, **change):
+    """A file of 8 good questions whose third is changed; the change may be a function of the row."""
+    rows = read(digits / "train.jsonl")[:8]
+    for row in rows:
+        row["images"] = [str(digits / path) for path in row["images"]]
+    options = next(row for row in read(digits / "train.jsonl") if row["order"] == "options")
+    rows[2] = options | {"images": [str(digits / path) for path in options["images"]], "id": "third"} | change
+    if "<|image_pad|>" in rows[2]["question"]:
+        rows[2]["images"] = rows[0]["images"][:1]
+    return "\n".join(json.dumps(row) for row in rows)
+
+
+MISTAKES = {
+    "missing image": (dict(images=["nowhere.png", "nowhere.png"], question="<image> <image>?"), [":3", "images", "nowhere.png"]),
+    "count of <image>": (dict(question="<image> Which image shows a 7?"), [":3", "question", "<image>"]),
+    "unknown order": (dict(order="sideways"), [":3", "order", "sideways"]),
+    "no option letter": (dict(answer="seven"), [":3", "answer", "seven"]),
+    "no image": (dict(images=[], question="Which?"), [":3", "images"]),
+    "unreadable image": (dict(images=[__file__], question="<image> What?", order="fixed", answer="7"), ["third", "images", "readable"]),
+    "an image token in the text": (dict(images=[], question="<image> <|image_pad|>", order="fixed", answer="7"), ["image"]),
+}
+
+
+@pytest.mark.parametrize("change, words", MISTAKES.values(), ids=MISTAKES.keys())
+def test_bad_questions(digits, tmp_path, change, words):
+    (tmp_path / "bad.jsonl").write_text(broken(digits, **change))
+    refuses(words, "--model", digits / "base", "--data", tmp_path / "bad.jsonl", "--prompts", "8")
+
+
+def refuses(words, *flags, world=1):
+    with pytest.raises(DataError) as error:
+        prepare(parse_args([str(f) for f in flags]), world)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), error.value
+
+
+def test_bad_set_ups(digits, tmp_path):
+    model, data = ("--model", digits / "base"), ("--data", digits / "train.jsonl", "--prompts", "8")
+    (tmp_path / "empty.jsonl").write_text("")
+    refuses(["empty.jsonl", "empty"], *model, "--data", tmp_path / "empty.jsonl")
+    refuses(["--model", str(tmp_path)], "--model", tmp_path, *data)
+    refuses(["train.jsonl", "prompt", "--max-prompt 20"], *model, *data, "--max-prompt", "20")
+    refuses(["context of 4096", "--max-tokens 4080"], *model, *data, "--max-tokens", "4080")
+    refuses(["--prompts 8", "multiple of 16"], *model, *data, "--updates", "2", world=8)
+    refuses(["fewer", "--prompts"], *model, *data, "--prompts", "100000")
+
+
+def test_a_mistake_ends_in_one_sentence(digits, tmp_path):
+    """The command itself: exit code 1, one line on stderr, no traceback, no model loaded."""
+    (tmp_path / "bad.jsonl").write_text(broken(digits, answer="seven"))
+    command = [sys.executable, "perl/train.py", "--model", digits / "base", "--data", tmp_path / "bad.jsonl", "--out", tmp_path / "run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    said = [line for line in done.stderr.splitlines() if "Warning" not in line and "warn" not in line]
+    assert done.returncode == 1 and len(said) == 1 and said[0].startswith("train.py: bad.jsonl:3: answer:"), done.stderr
+    assert not (tmp_path / "run").exists()
