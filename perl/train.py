@@ -28,12 +28,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -57,7 +56,8 @@ def parse_args(argv: Sequence[str] | None = None, defaults: dict | None = None) 
     p.add_argument("--data", help="JSONL of questions (schema: README)")
     p.add_argument("--out", default="runs/perl", help="where the run is written")
     p.add_argument("--n-s", type=int, default=1)  # paper: Table 2, permuted copies a question; 0 is plain GRPO
-    p.add_argument("--n", type=int, default=6)  # paper: section 4.1, rollouts an order, 12 a question
+    # paper: section 4.1, rollouts an order, 12 a question. On Python 3.11 torchrun takes --n for one of its own flags.
+    p.add_argument("--rollouts", "--n", dest="n", type=int, default=6)
     p.add_argument("--prompts", type=int, default=128)  # paper: appendix, questions a step (256 counts both orders)
     p.add_argument("--updates", type=int, default=4)  # release: 256 prompts in mini-batches of 64
     p.add_argument("--epochs", type=int, default=2)  # paper: appendix
@@ -169,12 +169,12 @@ def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torc
 
 
 def save_model(policy: Policy, processor, out: Path, dtype: torch.dtype) -> None:
-    """A Hugging Face directory that `from_pretrained` and vLLM load. Collective; rank 0 writes."""
-    weights = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if dist.get_rank() == 0:
-        weights = {name.removeprefix("model."): weight.to(dtype) for name, weight in weights.items()}
-        if policy.model.config.tie_word_embeddings:
-            weights.pop("lm_head.weight")  # it is the embedding
+    """A Hugging Face directory that `from_pretrained` and vLLM load. Collective; rank 0 holds and writes the weights."""
+    writes, tied = dist.get_rank() == 0, policy.model.config.tie_word_embeddings
+    weights = {
+        name: weight.cpu() for name, weight in full_weights(policy, dtype) if writes and not (tied and name == "lm_head.weight")
+    }
+    if writes:
         policy.model.config.dtype = dtype
         policy.model.save_pretrained(out, state_dict=weights)
         processor.save_pretrained(out)
@@ -236,28 +236,23 @@ def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None,
 
 def reward_metrics(groups: Sequence[Group]) -> dict:
     """What the rollouts of a step say, over all ranks' groups. Collective."""
-    local = [
-        (
-            [float(format_ok(o.text)) for o in g.rollouts], [len(o.ids) for o in g.rollouts],
-            [float(not o.finished) for o in g.rollouts], [float(c.sigma != g.copies[0].sigma) for c in g.copies[1:]],
-            g.rewards, g.accuracy, g.advantages, sum(len(r.prompt_ids) * len(r.responses) for r in g.rows),
-        )
-        for g in groups
-    ]  # fmt: skip
     ranks = [None] * dist.get_world_size()
-    dist.all_gather_object(ranks, local)
-    form, length, cut, permuted, rewards, right, A, prompt_tokens = zip(*(g for rank in ranks for g in rank))
-    mean = lambda lists: sum(map(sum, lists)) / max(1, sum(map(len, lists)))  # noqa: E731
+    light = [replace(g, rows=tuple(len(r.prompt_ids) * len(r.responses) for r in g.rows)) for g in groups]  # no pictures
+    dist.all_gather_object(ranks, light)
+    groups = [g for rank in ranks for g in rank]
+    rollouts = [o for g in groups for o in g.rollouts]
+    copied = [c.sigma != g.copies[0].sigma for g in groups for c in g.copies[1:]]
+    mean = lambda xs: sum(xs) / max(1, len(xs))  # noqa: E731
     return {
-        "reward": torch.cat(rewards).mean().item(),
-        "accuracy": torch.cat(right).mean().item(),
-        "format": mean(form),
-        "no_spread": sum(float(r.max() == r.min()) for r in rewards) / len(rewards),
-        "permuted": mean(permuted),
-        "response_length": mean(length),
-        "cut_off": mean(cut),
-        "tokens": sum(prompt_tokens) + sum(map(sum, length)),
-        "advantages": torch.histc(torch.cat(A), bins=24, min=-3.0, max=3.0).int().tolist(),
+        "reward": mean(torch.cat([g.rewards for g in groups]).tolist()),
+        "accuracy": mean(torch.cat([g.accuracy for g in groups]).tolist()),
+        "format": mean([format_ok(o.text) for o in rollouts]),
+        "no_spread": mean([bool(g.rewards.max() == g.rewards.min()) for g in groups]),
+        "permuted": mean(copied),
+        "response_length": mean([len(o.ids) for o in rollouts]),
+        "cut_off": mean([not o.finished for o in rollouts]),
+        "tokens": sum(sum(g.rows) for g in groups) + sum(len(o.ids) for o in rollouts),
+        "advantages": torch.histc(torch.cat([g.advantages for g in groups]), bins=24, min=-3.0, max=3.0).int().tolist(),
     }
 
 
@@ -285,7 +280,7 @@ def prepare(args, world: int) -> tuple[list[Sample], object, int]:
     if len(samples) < args.prompts:
         raise DataError(f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} of one step (--prompts)")
     processor = load_processor(args.model, args.max_pixels)
-    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens, args.data)
+    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens)
     return samples, processor, longest
 
 
@@ -312,9 +307,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     policy = build_policy(args.model, device, mesh, trained=True)
     reference = build_policy(args.model, device, mesh, trained=False) if args.beta > 0 else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)  # betas (0.9, 0.999)
-    model_dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     engine = Engine(
-        args.model, max_prompt=longest, max_tokens=args.max_tokens, seed=args.seed, gpu_memory=args.gpu_memory,
+        args.model, max_prompt=longest, max_tokens=args.max_tokens, gpu_memory=args.gpu_memory,
         max_images=max(len(x.images) for x in samples), size=processor.image_processor.size,
     )  # fmt: skip
 
@@ -326,37 +321,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         board = SummaryWriter(out / "tb")
     bar = tqdm(range(total), desc=out.name, disable=rank != 0, dynamic_ncols=True)
     for step in bar:
-        seconds, clock = {}, time.perf_counter()
-
-        def lap(phase):
-            nonlocal clock
-            seconds[f"seconds_{phase}"], clock = time.perf_counter() - clock, time.perf_counter()  # noqa: B023
-
+        times = [time.perf_counter()]
         alpha_t = alpha(step, total, args.alpha_0)
         questions = share_of_rank(questions_of(samples, step, args), rank, world, args.updates)
         groups = sample_groups(engine, processor, questions, step, alpha_t, args)
         engine.sleep()
-        lap("sampling")
+        times.append(time.perf_counter())
         ref = logps_of(reference, groups, args) if reference else None
-        lap("reference")
-        metrics = update(policy, optimizer, groups, ref, args)
-        lap("update")
-        engine.sync(full_weights(policy, model_dtype))
-        lap("sync")
+        times.append(time.perf_counter())
+        learned = update(policy, optimizer, groups, ref, args)
+        times.append(time.perf_counter())
+        engine.sync(full_weights(policy, dtype))  # theta_old <- theta
+        times.append(time.perf_counter())
 
-        metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | metrics | seconds
-        metrics["tokens_per_second"] = metrics.pop("tokens") / sum(seconds.values())
+        metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned
+        metrics["tokens_per_second"] = metrics.pop("tokens") / (times[-1] - times[0])
+        for phase, start, end in zip(("sampling", "reference", "update", "sync"), times, times[1:]):
+            metrics[f"seconds_{phase}"] = end - start
         if rank == 0:
             with open(out / "metrics.jsonl", "a") as file:
                 file.write(json.dumps(metrics) + "\n")
-            for name, value in metrics.items():
-                if name not in ("step", "advantages"):
-                    board.add_scalar(name, value, step)
-            for k in range(args.show):  # one rollout of the original, one of a copy, ...
-                group = groups[k % len(groups)]
-                bar.write(show(group, k * args.n % len(group.rollouts)))
+            for name in metrics.keys() - {"step", "advantages"}:
+                board.add_scalar(name, metrics[name], step)
+            for k in range(args.show):  # a rollout of an original, one of a copy, ...
+                bar.write(show(groups[k % len(groups)], k * args.n % len(groups[0].rollouts)))
             bar.set_postfix(reward=f"{metrics['reward']:.3f}", accuracy=f"{metrics['accuracy']:.3f}")
-    save_model(policy, processor, out / "model", model_dtype)
+    save_model(policy, processor, out / "model", dtype)
     if rank == 0:
         board.close()
     engine.close()

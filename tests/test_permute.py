@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perl.permute import DataError, Refused, Sample, alpha, copies, infer, inverse, load, options, permute
+from perl.permute import DataError, Refused, Sample, alpha, copies, inverse, load, options, permute
 
 ROOT = Path(__file__).resolve().parents[1]
 NLVR2 = [json.loads(line)["sentence"] for line in (ROOT / "tests/fixtures/nlvr2_200.jsonl").read_text().splitlines()]
@@ -224,29 +224,6 @@ def test_options(question, expected):
     assert options(question) == expected
 
 
-# ---- infer
-@pytest.mark.parametrize("question, answer, n, order", [
-    ("<image> <image> The left image shows a dog. True or false?\n(A) True\n(B) False", "A", 2, "references"),
-    ("Here are there images: <image> <image> <image>. If image 2 is the reference image, which image of the other two is more "
-     "similar to the reference image?\nOptions:\n(A) Image 3\n(B) Image 1", "A", 3, "references"),
-    ("<image>Which one is different?\nA. <image>\nB. <image>\nC. <image>", "C", 4, "options"),
-    ("Which image shows a cat? <image><image><image>", "Image 2", 3, "index"),
-    ("<image><image><image> use the first image as the reference image. Which fits?\n(A) the second image\n(B) the third image",
-     "A", 3, "references"),
-    ("<image>\n\nFigure 1\n\n<image>\n\nFigure 2\nAs shown in Figure 1, what is it?", "a cat", 2, "references"),
-    ("<image><image><image> Compare images 1 and 3.", "alike", 3, "references"),
-    ("<image><image><image>第一张图和第三张图哪张有猫？", "第三张", 3, "index"),
-    ("<image><image><image>The following frames show a man. What happens after the second frame?", "he falls", 3, "fixed"),
-    ("<image><image>Both images contain exactly two dogs. True or false?\n(A) True\n(B) False", "A", 2, "invariant"),
-    ("<image><image>What is this about?", "cats", 2, "fixed"), ("<image> What is it?", "a cat", 1, "fixed"),
-    ("<image><image><image>Put the images in order.", "2,1,3", 3, "sequence"),
-])
-def test_infer(question, answer, n, order):
-    x, evidence = infer(Sample("x", tuple("abcdef"[:n]), question, answer))
-    assert x.order == order and evidence
-    assert x.stem == (1 if order == "options" else 0)
-
-
 # ---- files and the command line
 GOOD = {"id": "a", "images": ["a.png", "b.png"], "question": "<image> <image> The left image shows a dog.\n(A) True\n(B) False",
         "answer": "A", "order": "references"}
@@ -320,14 +297,6 @@ def test_command_line(tmp_path):
     out = tmp_path / "out.jsonl"
     done = run(tmp_path, path, "--n-s", 3, "--seed", 5, "--out", out)
     assert done.stdout == "" and [json.loads(line)["id"] for line in out.read_text().splitlines()] == list("aaabbbccc")
-
-
-def test_command_line_infers_only_what_is_missing(tmp_path):
-    without = {k: v for k, v in GOOD.items() if k != "order"}
-    path = write(tmp_path, without, GOOD | {"id": "b", "order": "fixed"})
-    assert [json.loads(line).get("refused") for line in run(tmp_path, path).stdout.splitlines()] == ["fixed", "fixed"]
-    a, b = map(json.loads, run(tmp_path, path, "--infer").stdout.splitlines())
-    assert a["order"] == "references" and a["evidence"] and "refused" not in a and b["refused"] == "fixed"
 
 
 @pytest.mark.parametrize("rows, arguments, message", [

@@ -32,7 +32,6 @@ EXACT = [
     # --- numbers
     (R, "What is in image 2?", "a cat", (1, 0), "What is in image 1?", "a cat"),
     (R, "What is in Image #1, and what is in Image #2?", "x", (1, 0), "What is in Image #2, and what is in Image #1?", "x"),
-    (R, "In #1 and #2 the cat is asleep.", "x", (1, 0), "In #2 and #1 the cat is asleep.", "x"),
     (R, "Look at (image 1). What is it?", "x", (1, 0), "Look at (image 2). What is it?", "x"),
     (R, "Is <image_2> brighter than <image_1>?", "yes", (1, 0), "Is <image_1> brighter than <image_2>?", "yes"),
     (R, "Is {image#2} brighter than [image1]?", "yes", (2, 0, 1), "Is {image#3} brighter than [image2]?", "yes"),
@@ -46,8 +45,6 @@ EXACT = [
     (R, "Is picture B similar to picture A?", "yes", (1, 0), "Is picture A similar to picture B?", "yes"),
     (R, "Panel (a) is darker than panel (c).", "x", (1, 2, 0), "Panel (c) is darker than panel (b).", "x"),
     (R, "Is IMAGE 2 in colour?", "x", (1, 0), "Is IMAGE 1 in colour?", "x"),
-    (R, "Animal 1 has a longer beak than Animal 2.", "x", (1, 0), "Animal 2 has a longer beak than Animal 1.", "x"),
-    (R, "Diagram 3 and chart 1 agree.", "x", (2, 0, 1), "Diagram 1 and chart 2 agree.", "x"),
     # --- ordinals
     (R, "The First image is dark." + TF, "A", (1, 0), "The Second image is dark." + TF, "A"),
     (R, "THE FIRST IMAGE is dark.", "x", (2, 0, 1), "THE SECOND IMAGE is dark.", "x"),
@@ -56,8 +53,6 @@ EXACT = [
      "Which is closer to the first image, the third or the second image?", "the second image"),
     (R, "The last image shows a dog.", "x", (2, 1, 0), "The third to last image shows a dog.", "x"),
     (R, "The second to last image shows a dog.", "x", (0, 1, 3, 2), "The last image shows a dog.", "x"),
-    (R, "The penultimate image shows a dog.", "x", (0, 2, 1, 3), "The antepenultimate image shows a dog.", "x"),
-    (R, "Is the first image like the last image?", "x", (1, 0), "Is the last image like the first image?", "x"),
     (R, "The initial image is red and the final image is blue.", "x", (1, 0),
      "The final image is red and the initial image is blue.", "x"),
     (R, "The tenth image is red.", "x", (9, 1, 2, 3, 4, 5, 6, 7, 8, 0), "The first image is red.", "x"),
@@ -70,16 +65,10 @@ EXACT = [
     (R, "The top image is dark, the bottom image is not.", "x", (1, 0), "The bottom image is dark, the top image is not.", "x"),
     (R, "Compare the left image, the middle image and the right image.", "x", (2, 0, 1),
      "Compare the middle image, the right image and the left image.", "x"),
-    (R, "The central image is darker than the left image.", "x", (1, 0, 2),
-     "The left image is darker than the central image.", "x"),
     (R, "The left and right images show the same dog." + TF, "B", (1, 0), "The right and left images show the same dog." + TF, "B"),
     (R, "The train in the left image is facing left.", "x", (1, 0), "The train in the right image is facing left.", "x"),
     # --- lists, ranges, sets
     (R, "Do images 1, 2 and 4 match?", "x", (3, 2, 1, 0), "Do images 4, 3 and 1 match?", "x"),
-    (R, "Do images 2 through 4 match?", "x", (3, 1, 2, 0), "Do images 1 through 3 match?", "x"),
-    (R, "Do images 1-2 match?", "x", (2, 3, 0, 1), "Do images 3-4 match?", "x"),
-    (R, "The first two images match.", "x", (2, 3, 0, 1), "The last two images match.", "x"),
-    (R, "The first two images match.", "x", (1, 0, 2), "=", "x"),
     (R, "Compare image 1 to image 2.", "x", (2, 1, 0), "Compare image 3 to image 2.", "x"),
     (R, "images (1)(3) are dark.", "x", (2, 0, 1), "images (2)(1) are dark.", "x"),
     # --- the other, one, both
@@ -92,7 +81,6 @@ EXACT = [
     (R, "Which image is darker?\n(A) The first one\n(B) The second one", "A", (1, 0),
      "Which image is darker?\n(A) The second one\n(B) The first one", "A"),
     (R, "Which image is darker? (A) Image 1 (B) Image 2", "B", (1, 0), "Which image is darker? (A) Image 2 (B) Image 1", "B"),
-    (R, "Which way does the man look?\n(A) Left\n(B) Right", "A", (1, 0), "=", "A"),
     (R, "How many dogs are in the left image?\nA. 1\nB. 2", "A", (1, 0), "How many dogs are in the right image?\nA. 1\nB. 2", "A"),
     (R, "Which image is darker?", "Image 1 is darker than image 2.", (1, 0), "=", "Image 2 is darker than image 1."),
     (X, "Which image is darker?", "2", (2, 0, 1), "=", "3"),
@@ -110,11 +98,14 @@ EXACT = [
     (S, "Put the images in order.", "2→1→3→4", (3, 0, 1, 2), "=", "3→2→4→1"),
     (S, "Put the images in order.", "[3,1,2]", (2, 0, 1), "=", "[1,2,3]"),
     (S, "Put the images in order.", "Image 2, Image 1, Image 3", (2, 0, 1), "=", "Image 3, Image 2, Image 1"),
-    (S, "Which order is right?\n(A) 1,2,3\n(B) 3,1,2", "B", (2, 0, 1), "Which order is right?\n(A) 2,3,1\n(B) 1,2,3", "B"),
     (O, "What comes next? <image> <image>\nA. <image>\nB. <image>", "A", (0, 1, 3, 2), "=", "B"),
-    (O, "Is image B like image A?\nA. <image>\nB. <image>\nC. <image>", "C", (1, 2, 0),
-     "Is image A like image C?\nA. <image>\nB. <image>\nC. <image>", "B"),
     (V, "How many dogs are in all images?", "4", (1, 0), "=", "4"),
+    # --- found while trying to break it
+    (R, "Among images 1, 2, and 3, which are dark?", "Images 1 and 3", (2, 0, 1),
+     "Among images 2, 3, and 1, which are dark?", "Images 2 and 1"),
+    (R, "Look at image 1. Is its dog in the other image?", "x", (1, 0), "Look at image 2. Is its dog in the other image?", "x"),
+    (R, "The top of the left image is dark.", "x", (1, 0), "The top of the right image is dark.", "x"),
+    (R, "The dog on the left of the first image barks.", "x", (1, 0), "The dog on the left of the second image barks.", "x"),
     # --- Chinese
     (R, "图1和图2哪个更亮？", "x", (1, 0), "图2和图1哪个更亮？", "x"),
     (R, "第二幅图中有几只猫？", "3", (2, 0, 1), "第三幅图中有几只猫？", "3"),
@@ -124,7 +115,6 @@ EXACT = [
     (R, "图①和图③相同吗？", "x", (2, 0, 1), "图②和图①相同吗？", "x"),
     (R, "图甲比图乙亮吗？", "x", (1, 0), "图乙比图甲亮吗？", "x"),
     (R, "最后一张图是什么？", "x", (2, 1, 0), "倒数第三张图是什么？", "x"),
-    (R, "前两张图相同吗？", "x", (2, 3, 0, 1), "后两张图相同吗？", "x"),
     (R, "图片1里有猫吗？", "x", (1, 0), "图片2里有猫吗？", "x"),
     (R, "两张图都有猫吗？", "有", (1, 0), "=", "有"),
     (R, "哪张图更亮？\nA. 第一张图\nB. 第二张图", "A", (1, 0), "哪张图更亮？\nA. 第二张图\nB. 第一张图", "A"),
@@ -139,8 +129,33 @@ LOOK_ALIKE = [
     r"If \angle 1 = 40 degrees, what is \angle 2?", "There is a right angle in each image.", "Each image shows a right triangle.",
     "All right, do both images show a dog?", "The dogs are next to each other.", "Two people swim to the right.",
     "One image shows a man standing on the left.", "A second image shows another dog, like one image.",
-    "如图所示，两张图中共有几只猫？", "图形的面积是多少？", "地图上有几个城市？", "图书在桌上吗？", "右侧的人在笑吗？", "图中有什么？",
+    "如图所示，两张图中共有几只猫？", "图形的面积是多少？", "地图上有几个城市？", "图书在桌上吗？", "图中有什么？",
     "第二个人是谁？", "第一张桌子是什么颜色？", "两张图一样吗？",
+]
+
+# could be said, and once was; refused now, since few texts say it: kind, question, answer, order
+GIVEN_UP = [
+    (R, "In #1 and #2 the cat is asleep.", "x", (1, 0)),
+    (R, "Animal 1 has a longer beak than Animal 2.", "x", (1, 0)),
+    (R, "Diagram 3 and chart 1 agree.", "x", (2, 0, 1)),
+    (R, "The penultimate image shows a dog.", "x", (0, 2, 1, 3)),
+    (R, "Is the first image like the last image?", "x", (1, 0)),
+    (R, "The central image is darker than the left image.", "x", (1, 0, 2)),
+    (R, "Do images 2 through 4 match?", "x", (3, 1, 2, 0)),
+    (R, "Do images 1-2 match?", "x", (2, 3, 0, 1)),
+    (R, "The first two images match.", "x", (2, 3, 0, 1)),
+    (R, "The first two images match.", "x", (1, 0, 2)),
+    (R, "Which way does the man look?\n(A) Left\n(B) Right", "A", (1, 0)),
+    (S, "Which order is right?\n(A) 1,2,3\n(B) 3,1,2", "B", (2, 0, 1)),
+    (O, "Is image B like image A?\nA. <image>\nB. <image>\nC. <image>", "C", (1, 2, 0)),
+    (R, "The picture on your left is dark.", "x", (1, 0)),
+    (R, "Is image 1 through image 3 dark?", "x", (1, 2, 0, 3)),
+    (R, "Figure $1$ is larger than Figure $2$.", "x", (1, 0)),
+    (R, "<|image_1|> is dark.", "x", (1, 0)),
+    (R, "The right-hand side image is dark.", "x", (1, 0)),
+    (R, "The first of the two images is dark.", "x", (1, 0)),
+    (R, "前两张图相同吗？", "x", (2, 3, 0, 1)),
+    (R, "右侧的人在笑吗？", "x", (1, 0)),
 ]
 
 # refused whatever the order of the images: question, number of images
@@ -164,7 +179,17 @@ REFUSED = [
     ("1枚目の画像は何ですか？", 2), ("첫 번째 이미지는 무엇입니까?", 2), ("На левом фото собака.", 2), ("الصورة الأولى", 2),
     ("La primera imagen muestra una casa con un perro.", 2), ("前一张图是什么？", 2), ("按先后顺序，图1是什么？", 2), ("另一张图是什么？", 2),
     ("The final image of the video is dark.", 2), ("What no longer is there in image 2?", 2), ("Person 2 in image 1 is tall.", 2),
-    ("Option 1 is like image 2.", 2),
+    ("The second-to-last image is dark.", 2), ("Option 1 is like image 2.", 2), ("Is photo a like photo b?", 2),
+    ("Left shows a dog, right shows a cat.", 2), ("The second pair of images is dark.", 4),
+    ("Is img_1.png darker than img_2.png?", 2), ("Is pic. 1 darker?", 2), ("The eleventh image is dark.", 12), ("The 12th image is dark.", 12),
+    ("In the first image there is a cat, while in the second there is a dog.", 2), ("The left image is darker than the right.", 2),
+    ("The first image shows two dogs, the second three.", 2), ("Is image 1 (left) brighter than image 2 (right)?", 2),
+    ("Which image, 1 or 2, is darker?", 2), ("How does the right picture differ from the left one?", 2),
+    ("The next to last image is dark.", 4), ("The image labeled 2 is dark.", 2), ("In image 2 dogs play.", 2),
+    ("Compare the two images 1 and 2.", 3), ("The first image shows a cat, and a second image shows a dog.", 2),
+    ("There is a dog in a left image.", 2), ("Which is different?\n(A) left\n(B) right", 2), ("Which is it?\n(A) 1\n(B) 2", 2),
+    ("图1是猫，图2是狗，前者更大吗？", 2), ("左边更亮吗？", 2), ("第一个和第二个一样吗？", 2), ("如下图所示，图中有什么？", 2),
+    ("One image is dark, and its dog is in the second image.", 2), ("1. <image>\n2. <image>\nIs image 1 dark?", 2),
 ]
 
 
@@ -196,3 +221,9 @@ def test_refused(text, n):
     with pytest.raises(Refused) as refusal:
         permute(sample(R, text, "x", n), tuple(reversed(range(n))))
     assert refusal.value.reason
+
+
+@pytest.mark.parametrize("kind, question, answer, sigma", GIVEN_UP)
+def test_given_up(kind, question, answer, sigma):
+    with pytest.raises(Refused):
+        permute(sample(kind, question, answer, len(sigma)), sigma)
