@@ -33,7 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.grpo import accuracy, boxed
 from perl.permute import DataError, Refused, Sample, inverse, load, options, permute
-from perl.rollout import Engine, check_prompts, encode, join_torchrun, load_processor, run
+from perl.rollout import Engine, add_engine_arguments, encode, join_torchrun, prepare, run
 
 MAX_ORDERS = 24
 CHUNK = 256  # prompts sampled at a time
@@ -144,24 +144,16 @@ def plot(summary: dict, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", required=True, help="Hugging Face directory or hub id of any model vLLM loads")
     p.add_argument("--data", required=True, help="JSONL of questions")
     p.add_argument("--out", required=True, help="folder for the results")
-    p.add_argument("--max-prompt", type=int, default=8192)  # as in train.py
-    p.add_argument("--max-tokens", type=int, default=2048)  # paper: section 4.1, evaluation
-    p.add_argument("--max-pixels", type=int, default=512 * 512)
-    p.add_argument("--gpu-memory", type=float, default=0.9)
     p.add_argument("--seed", type=int, default=0, help="draws the orders of questions that have more than 24")
+    add_engine_arguments(p)
     args = p.parse_args(argv)
 
     rank, world, _ = join_torchrun()
     samples = load(args.data)
-    processor = load_processor(args.model, args.max_pixels)
-    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens)
-    engine = Engine(
-        args.model, max_prompt=longest, max_tokens=args.max_tokens, gpu_memory=args.gpu_memory,
-        max_images=max(len(x.images) for x in samples), size=processor.image_processor.size,
-    )  # fmt: skip
+    processor, settings = prepare(args, samples)
+    engine = Engine(*settings)
     records = evaluate(engine, processor, samples, args.seed, rank, world)
     engine.close()
     if rank == 0:

@@ -1,23 +1,19 @@
 """Difficulty filter: mean accuracy over 10 rollouts, then a resampling to a balanced spread of difficulty (Fig. 3).
 
-A question the model always solves, or never, gives a group without spread: no advantage, no gradient. So before training
-each question is answered 10 times and scored with its mean accuracy, the raw one: the shaped reward would count good form
-as half-solved. Then questions are drawn without replacement until their scores spread as the target says.
-
-The paper shows the histograms before and after (Fig. 3b, means 0.78 and 0.38) but not the rule between them. Ours:
+A question the model always solves, or never, gives a group without spread and no gradient. So before training each question
+is answered 10 times and scored with its raw accuracy: the shaped reward would count good form as half-solved. Fig. 3b shows
+the histograms before and after (means 0.78 and 0.38), but not the rule between them. Ours, without replacement:
 
     keep_b = min(have_b, round(target_b N)),   b = 0, 0.1, .. 1,
 
-with the largest N for which every bin stays within one percentage point of its target share. Bins in which there is no
-question at all are reported and left out of the target. The default target is the published "after" histogram.
+with the largest N for which every bin stays within one percentage point of its target, by default the published "after".
+Bins in which there is no question are reported and left out of the target.
 
-    python perl/filter.py IN.jsonl --model DIR --out OUT.jsonl            (or under torchrun: ranks share the questions)
-    python perl/filter.py IN.jsonl --model DIR --out OUT.jsonl --keep 0.1 0.9      a plain band instead
+    python perl/filter.py IN.jsonl --model DIR --out OUT.jsonl [--keep 0.1 0.9]      (or under torchrun: ranks share the work)
 
-Scores are appended to OUT.scores.jsonl as they come. A run that was cut off goes on where it stopped, and one with another
+Scores are appended to OUT.scores.jsonl as they come: a run that was cut off goes on where it stopped, and one with another
 target samples nothing.
 """
-
 import argparse
 import json
 import os
@@ -32,69 +28,47 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.grpo import accuracy
 from perl.permute import DataError, Sample, load, options
-from perl.rollout import Engine, check_prompts, encode, join_torchrun, load_processor, run, seed_for
+from perl.rollout import Engine, add_engine_arguments, encode, join_torchrun, prepare, run, seed_for
 
-# Fig. 3b, per cent of questions at mean accuracy 0, 0.1, .. 1, read off the figure (+-0.3).
-PAPER_BEFORE = (1.0, 1.5, 2.2, 3.1, 4.3, 5.5, 6.8, 9.0, 12.0, 19.4, 34.5)
+# Fig. 3b, per cent of questions kept at mean accuracy 0, 0.1, .. 1, read off the figure (+-0.3).
 PAPER_AFTER = (12.0, 10.8, 11.5, 12.1, 14.9, 17.4, 6.2, 4.7, 3.8, 2.9, 3.3)
 CHUNK = 64  # questions sampled at a time on a rank: what an interruption can lose
 
-
 def histogram(scores: Sequence[float]) -> list[int]:
     """Questions in each of the 11 bins 0, 0.1, .. 1 of mean accuracy."""
-    counts = [0] * 11
-    for score in scores:
-        counts[round(score * 10)] += 1
-    return counts
-
-
-def mean(scores: Sequence[float]) -> float:
-    return sum(scores) / max(1, len(scores))
-
+    bins = [round(score * 10) for score in scores]
+    return [bins.count(b) for b in range(11)]
 
 def quotas(have: Sequence[int], target: Sequence[float], tolerance: float = 0.01) -> list[int]:
-    """How many questions of each bin to keep: as many as the target allows, every share within `tolerance` of its target.
-
-    have: questions in each bin; target: any non-negative weights, one a bin."""
+    """How many questions of each bin to keep. have: questions in each bin; target: non-negative weights, one a bin."""
     total = sum(t for t, h in zip(target, have) if h)
     share = [t / total if h and total else 0.0 for t, h in zip(target, have)]
     for N in range(sum(have), 0, -1):
         keep = [min(h, round(s * N)) for h, s in zip(have, share)]
-        kept = sum(keep)
-        if kept and all(abs(k / kept - s) <= tolerance for k, s in zip(keep, share)):
+        if any(keep) and all(abs(k / sum(keep) - s) <= tolerance for k, s in zip(keep, share)):
             return keep
     return [0] * len(have)
 
-
 def resample(scores: Sequence[float], target: Sequence[float] = PAPER_AFTER, seed: int = 0) -> list[int]:
     """Indices of the questions to keep, ascending: `quotas` of each bin, drawn without replacement."""
+    rng, keep = random.Random(f"filter/{seed}"), quotas(histogram(scores), target)
     bins = [[i for i, score in enumerate(scores) if round(score * 10) == b] for b in range(11)]
-    rng, keep = random.Random(f"filter/{seed}"), quotas([len(b) for b in bins], target)
     return sorted(i for members, k in zip(bins, keep) for i in rng.sample(members, k))
 
-
-def band(scores: Sequence[float], low: float, high: float) -> list[int]:
-    """Indices of the questions with low <= score <= high: the simpler rule that most codebases use."""
-    return [i for i, score in enumerate(scores) if low <= score <= high]
-
+def mean(scores: Sequence[float]) -> float:
+    return sum(scores) / max(1, len(scores))
 
 def read_scores(path: Path, settings: dict) -> dict[str, float]:
     """Scores on disk that were made with `settings`; a line torn by a kill is dropped, and its question scored again."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
     return {row["id"]: row["accuracy"] for row in rows if row["settings"] == settings}
 
-
 def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, settings: dict) -> None:
-    """Sample `samples` (what is not on disk yet), this rank's share, and append each score to `path`. Collective."""
-    processor = load_processor(args.model, args.max_pixels)
-    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens)
-    engine = Engine(
-        args.model, max_prompt=longest, max_tokens=args.max_tokens, gpu_memory=args.gpu_memory,
-        max_images=max(len(x.images) for x in samples), size=processor.image_processor.size,
-    )  # fmt: skip
-    if rank == 0 and path.exists():  # cut a torn last line off
-        path.write_text("".join(line + "\n" for line in path.read_text().split("\n")[:-1]))
+    """Sample this rank's share of `samples`, and append each score to `path`. Collective."""
+    processor, limits = prepare(args, samples)
+    engine = Engine(*limits)
+    if rank == 0 and path.exists():
+        path.write_text("".join(line + "\n" for line in path.read_text().split("\n")[:-1]))  # cut a torn last line off
     dist.barrier()
     mine, scores = samples[rank::world], []
     with tqdm(total=len(mine), desc="scoring", disable=rank != 0, dynamic_ncols=True) as bar:
@@ -103,33 +77,26 @@ def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, se
             seeds = [seed_for(args.seed, -1, x.id, 0) for x in chunk]  # step -1: before training
             groups = engine.generate(encode(processor, chunk), n=args.rollouts, seeds=seeds, temperature=1.0)
             for x, rollouts in zip(chunk, groups):
-                right = [accuracy(o.text, x.answer, options(x.question)) for o in rollouts]
-                scores.append(mean(right))
+                scores.append(mean([accuracy(o.text, x.answer, options(x.question)) for o in rollouts]))
                 with open(path, "a") as file:  # one short write a line: ranks can append to one file
                     file.write(json.dumps({"id": x.id, "accuracy": scores[-1], "settings": settings}) + "\n")
             bar.update(len(chunk))
             bar.set_postfix(accuracy=f"{mean(scores):.2f}")
     engine.close()
 
-
 def report(before: Sequence[float], after: Sequence[float], target: Sequence[float] | None) -> str:
     """Fig. 3b as text: questions in each bin, before and after, and those the target misses."""
     lines = ["accuracy   there   share    kept   share  target"]
     for b, (had, kept) in enumerate(zip(histogram(before), histogram(after))):
-        line = f"{b / 10:8.1f} {had:7d} {had / len(before):7.1%} {kept:7d} {kept / max(1, len(after)):7.1%}"
-        wanted = target[b] / sum(target) if target else 0.0
-        lines.append(line + f" {wanted:7.1%}" * bool(target) + "   missing: no such question" * (wanted > 0 and not had))
+        note = f" {target[b] / sum(target):7.1%}{'' if had or not target[b] else '   missing: no such question'}" if target else ""
+        lines.append(f"{b / 10:8.1f} {had:7d} {had / len(before):7.1%} {kept:7d} {kept / max(1, len(after)):7.1%}{note}")
     return "\n".join([*lines, f"    mean {len(before):7d} {mean(before):7.2f} {len(after):7d} {mean(after):7.2f}"])
-
 
 def plot(before: Sequence[float], after: Sequence[float], path: str) -> None:
     """Fig. 3b as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
     for offset, scores, name in ((-0.02, before, "before"), (0.02, after, "after")):
         shares = [100 * count / max(1, len(scores)) for count in histogram(scores)]
         label = f"{name}: {len(scores)} questions, mean {mean(scores):.2f}"
@@ -138,50 +105,43 @@ def plot(before: Sequence[float], after: Sequence[float], path: str) -> None:
     axes.legend()
     figure.savefig(path, dpi=120)
 
-
 def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("data", help="JSONL of questions")
-    p.add_argument("--model", required=True, help="Hugging Face directory or hub id; the paper: Qwen2.5-VL-7B-Instruct")
     p.add_argument("--out", required=True, help="JSONL of the questions kept, each with its accuracy")
     p.add_argument("--rollouts", type=int, default=10)  # paper: section 3.1
     p.add_argument("--target", help="JSON file: a list of 11 weights for mean accuracy 0, 0.1, .. 1; default: Fig. 3b")
     p.add_argument("--keep", nargs=2, type=float, metavar=("LO", "HI"), help="a plain band instead of a target")
     p.add_argument("--plot", help="where to draw Fig. 3b")
-    p.add_argument("--max-prompt", type=int, default=8192)  # as in train.py
-    p.add_argument("--max-tokens", type=int, default=2048)
-    p.add_argument("--max-pixels", type=int, default=512 * 512)
-    p.add_argument("--gpu-memory", type=float, default=0.9)
     p.add_argument("--seed", type=int, default=0)
+    add_engine_arguments(p)
     args = p.parse_args(argv)
-
     rank, world, _ = join_torchrun()
     samples = load(args.data)
     target = json.loads(Path(args.target).read_text()) if args.target else PAPER_AFTER
     if not (isinstance(target, (list, tuple)) and len(target) == 11 and min(target) >= 0 < sum(target)):
         raise DataError(f"{args.target}: a target is a JSON list of 11 weights, for mean accuracy 0, 0.1, .. 1")
-    out, scores_file = Path(args.out), Path(f"{args.out}.scores.jsonl")
+    out, path = Path(args.out), Path(f"{args.out}.scores.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: getattr(args, key) for key in ("model", "rollouts", "max_tokens", "max_pixels", "seed")}
-    known = read_scores(scores_file, settings)
-    missing = [x for x in samples if x.id not in known]
-    if missing:
-        score(missing, args, rank, world, scores_file, settings)
-    if rank != 0:
-        return
-    known = read_scores(scores_file, settings)
-    scores = [known[x.id] for x in samples]
-    kept = band(scores, *args.keep) if args.keep else resample(scores, target, args.seed)
-    rows = [json.loads(line) for line in Path(args.data).read_text().splitlines() if line.strip()]
-    with open(out, "w") as file:
-        for i in kept:
-            images = [os.path.relpath(path, out.parent) for path in samples[i].images]
-            file.write(json.dumps(rows[i] | {"images": images, "accuracy": scores[i]}, ensure_ascii=False) + "\n")
-    after = [scores[i] for i in kept]
-    print(report(scores, after, None if args.keep else target))
-    if args.plot:
-        plot(scores, after, args.plot)
-
+    known = read_scores(path, settings)
+    if missing := [x for x in samples if x.id not in known]:
+        score(missing, args, rank, world, path, settings)
+    if rank == 0:
+        known = read_scores(path, settings)
+        scores = [known[x.id] for x in samples]
+        kept = resample(scores, target, args.seed)
+        if args.keep:  # the simpler rule that most codebases use
+            kept = [i for i, s in enumerate(scores) if args.keep[0] <= s <= args.keep[1]]
+        rows = [json.loads(line) for line in Path(args.data).read_text().splitlines() if line.strip()]
+        with open(out, "w") as file:
+            for i in kept:
+                images = [os.path.relpath(image, out.parent) for image in samples[i].images]
+                file.write(json.dumps(rows[i] | {"images": images, "accuracy": scores[i]}, ensure_ascii=False) + "\n")
+        after = [scores[i] for i in kept]
+        print(report(scores, after, None if args.keep else target))
+        if args.plot:
+            plot(scores, after, args.plot)
 
 if __name__ == "__main__":
     run(main)

@@ -2,29 +2,23 @@
 
 For a question in n_s + 1 image orders x_i (the original first) with n rollouts o_ik each:
 
-    r_ik  = 0.9 * accuracy + 0.1 * format                                         the reward
+    r_ik  = 0.9 accuracy + 0.1 format                                             the reward
     R_bar = mean over all ik of r_ik                                              (4)
     A_ik  = (r_ik - R_bar) / sqrt(mean over all ik of (r_ik - R_bar)^2)           (5)
     J     = mean over all ik of the mean over tokens of
               min(rho A_ik, clip(rho, 1 - eps, 1 + eps) A_ik) - beta KL           (6)
     rho   = pi(o_ik | x_i) / pi_old(o_ik | x_i),  per token
 
-Eqs. 2-3 (plain GRPO) are the case n_s = 0.
+Eqs. 2-3 (plain GRPO) are the case n_s = 0. Where we differ. From the paper: a truncated importance weight corrects the gap
+between the engine that samples and the model that learns (1 in float32). From the release: the spread has 1/N, not 1/(N-1);
+zero spread gives exactly zero; the mean over tokens is taken inside each rollout, as in Eq. 6 (`token_mean` is the
+release's). The paper gives neither weights for the reward nor eps; 0.9, 0.1 and 0.2 are the release's.
 
-Where we differ. From the paper: a truncated importance weight corrects the gap between the engine that samples and the
-model that learns (1 in float32). From the release: the spread has 1/N, not 1/(N-1); zero spread gives exactly zero; the
-mean over tokens is taken inside each rollout, as Eq. 6 has it (`token_mean` is the release's). The paper gives no weights
-for the reward and no eps; 0.9, 0.1 and 0.2 are the release's.
-
-A prompt with several images is long and its n rollouts share it. `Policy` therefore computes one row a prompt,
-
-    [ prompt | o_1 | o_2 | ... | o_n ]     a token sees the prompt and its own rollout, causally,
-
-in which prompt and images are computed once instead of n times; it is exact, not an approximation.
+A prompt with several images is long, and its n rollouts share it. `Policy` computes one row a prompt, so prompt and images
+once instead of n times, exactly:   [ prompt | o_1 | o_2 | .. | o_n ]   each o_k sees the prompt and itself, causally.
 
 Torch only; math-verify and transformers are imported inside the one function that needs each.
 """
-
 import functools
 import math
 import re
@@ -36,278 +30,203 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1    # the release's; the paper gives none
-_WIDE = {c: c - 0xFEE0 for c in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⇒"), " .,-->>"))
-_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ii]mage)[\s:]*)?(?:\(([A-Z])\)|\[([A-Z])\]|"
-                     r"([A-Z])(?=[.:)]|$))(?:$|(?:[:)]|\.\s|(?<=[)\]]))\s*(?![,;>(])(.*))")    # and its text
-_NAMES = ("one first 1st 一", "two second 2nd 二", "three third 3rd 三", "four fourth 4th 四",
-          "five fifth 5th 五", "six sixth 6th 六", "seven seventh 7th 七", "eight eighth 8th 八",
-          "nine ninth 9th 九", "ten tenth 10th 十")
-_NUMBER = {name: i for i, names in enumerate(_NAMES, start=1) for name in names.split()}
-_N, _NOUN = rf"([0-9]{{1,3}}|{'|'.join(_NUMBER)})", r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
-_INDEX = re.compile(rf"(?:the )?(?:{_NOUN}\s*(?:#|no\.|number)?\s*)?[(\[]?{_N}[)\]]?"
-                    rf"|(?:the )?{_N} (?:{_NOUN}|one)"
-                    rf"|第\s*{_N}\s*[张幅个副]?\s*{_NOUN}?")
-_TRUTH = dict.fromkeys("true yes 是 对 正确".split(), True) | dict.fromkeys("false no 否 错 错误".split(), False)
-_UNIT = (r"(%|°|(?:(?<=[\s}])[mgshLNJWV]|mm|cm|dm|km|kg|mg|ml|mL|min|hours?|minutes?|seconds?"
-         r"|days?|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars?|km/h|m/s|厘米|千米|米|元|度)(?:\^\{?[23]\}?|[²³])?)?")
-_QUANTITY = re.compile(rf"(?:([a-zA-Z])\s*=\s*)?(.*?)\s*{_UNIT}")                 # x = 5 cm: name, term, unit
-_STATES = 3000                               # of math-verify's parser, about 10 kB each, until it starts afre
-_CALL = r"\\(?:sqrt|sin|cos|tan|ln)(?![a-zA-Z])"
-_TERM = re.compile(rf"(?:{_CALL}|" r"\\(?:[dtc]?frac|pi|cdot|times|div|alpha|beta|theta)(?![a-zA-Z])"
-                   r"|(?<![a-zA-Z])[a-zA-Z]{1,2}(?![a-zA-Z])|(?<![0-9])[0-9]{1,15}(?![0-9])"
-                   r"|[-+*/^.(){}\[\] ])+")
-_POWER = re.compile(r"\^\s*(?:\{\s*-?([0-9]{0,2}[a-z]?)(?:/[1-9])?\s*\}|([0-9a-z]))(?!\s*\^)")
-_ADDED = re.compile(r"[0-9]\s+[0-9.]|[0-9)}]\s*\(\s*-?[0-9.]+\s*\)")   # math-verify adds: `5 4` is 9
-
+# --- The reward: rule based, strict and total ---
+ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1  # the release's; the paper gives none
+WIDE = {c: c - 0xFEE0 for c in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⇒"), " .,-->>"))
+LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ii]mage)[\s:]*)?(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.:)]|$))"
+                    r"(?:$|(?:[:)]|\.\s|(?<=[)\]]))\s*(?![,;>(])(.*))")  # an option's letter, and perhaps its text  # fmt: skip
+NAMES = "one first 1st 一|two second 2nd 二|three third 3rd 三|four fourth 4th 四|five fifth 5th 五|six sixth 6th 六|" \
+        "seven seventh 7th 七|eight eighth 8th 八|nine ninth 9th 九|ten tenth 10th 十"  # fmt: skip
+INDEX_OF = {name: i for i, names in enumerate(NAMES.split("|"), start=1) for name in names.split()}
+N, NOUN = rf"([0-9]{{1,3}}|{'|'.join(INDEX_OF)})", r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
+INDEX = re.compile(rf"(?:the )?(?:{NOUN}\s*(?:#|no\.|number)?\s*)?[(\[]?{N}[)\]]?|(?:the )?{N} (?:{NOUN}|one)"
+                   rf"|第\s*{N}\s*[张幅个副]?\s*{NOUN}?")  # fmt: skip
+TRUTH = dict.fromkeys("true yes 是 对 正确".split(), True) | dict.fromkeys("false no 否 错 错误".split(), False)
+UNIT = (r"(%|°|(?:(?<=[\s}])[mgshLNJWV]|[mcdk]m|[km]g|m[lL]|min|hours?|minutes?|seconds?|days?|years?|units?|meters?|inch(?:es)?"
+        r"|feet|ft|miles?|dollars?|km/h|m/s|[厘千]?米|元|度)(?:\^\{?[23]\}?|[²³])?)?")
+QUANTITY = re.compile(rf"(?:([a-zA-Z])\s*=\s*)?(.*?)\s*{UNIT}")  # x = 5 cm: name, term, unit
+CALL = r"\\(?:sqrt|sin|cos|tan|ln)(?![a-zA-Z])"
+TERM = re.compile(rf"(?:{CALL}|\\(?:[dtc]?frac|pi|cdot|times|div|alpha|beta|theta)(?![a-zA-Z])"
+                  r"|(?<![a-zA-Z])[a-zA-Z]{1,2}(?![a-zA-Z])|(?<![0-9])[0-9]{1,15}(?![0-9])|[-+*/^.(){}\[\] ])+")  # fmt: skip
+POWER = re.compile(r"\^\s*(?:\{\s*-?([0-9]{0,2}[a-z]?)(?:/[1-9])?\s*\}|([0-9a-z]))(?!\s*\^)")
+ADDED = re.compile(r"[0-9]\s+[0-9.]|[0-9)}]\s*\(\s*-?[0-9.]+\s*\)")  # math-verify adds: `5 4` is 9
 
 def boxed(response: str) -> str | None:
     r"""The text in the last \boxed{...}, inner braces kept; None where there is no box or it never closes."""
     start = max((box.end() for box in re.finditer(r"\\boxed\s*\{", response)), default=len(response))
     depth = 1
-    for token in re.finditer(r"\\.|[{}]", response[start:], re.DOTALL):           # an escaped brace is text
+    for token in re.finditer(r"\\.|[{}]", response[start:], re.DOTALL):  # an escaped brace is text
         depth += {"{": 1, "}": -1}.get(token[0], 0)
         if depth == 0:
-            return response[start:start + token.start()]
+            return response[start : start + token.start()]
     return None
 
-
 def format_ok(response: str) -> bool:
-    r"""Whether the response is <think>...</think> ... \boxed{...} ..., with one thought. It may be
-    empty, as in the release: one character would meet a minimum. A second think block fails here."""
+    r"""Whether the response is <think>...</think> ... \boxed{...} ..., with one thought; it may be empty, as in the release."""
     thought, _, rest = response.partition("</think>")
     once = response.count("<think>") == response.count("</think>") == 1
     return once and thought.lstrip().startswith("<think>") and boxed(rest) is not None
-
 
 def reward(response: str, answer: str, options: dict[str, str] | None = None) -> float:
     """r = 0.9 accuracy + 0.1 format."""
     return ACCURACY_WEIGHT * accuracy(response, answer, options) + FORMAT_WEIGHT * format_ok(response)
 
-
 def accuracy(response: str, answer: str, options: dict[str, str] | None = None) -> float:
-    r"""1.0 where the last box gives `answer`, else 0.0; total: no response raises, hangs or grows memory.
+    r"""1.0 where the last box gives `answer`, else 0.0; no response raises, hangs or grows memory.
 
-    A capital letter is an option: `A`, `(A)`, `A.`, `Option A`, `\text{A}`, `A. its text`, or its text
-    alone where no other option has it; `a` is not `A`. All else: `_same`. (mathruler takes `B+A-B`.)
-    """
+    A capital letter is an option: `A`, `(A)`, `A.`, `Option A`, `\text{A}`, `A. its text`, or its text alone where no other
+    option has it; `a` is not `A`, nor is `B+A-B` (which the release's grader takes for A). All else: see `_same`."""
     box = boxed(response)
     if box is None or len(box) > 400 + len(answer) or sum(map(box.count, "([{")) > 40 + len(answer):
         return 0.0
-    box, gold = _plain(box), _plain(answer)
-    texts = {key: _plain(text) for key, text in (options or {}).items()}
+    box, gold, texts = _plain(box), _plain(answer), {key: _plain(text) for key, text in (options or {}).items()}
     if gold not in texts and len(keys := [key for key, text in texts.items() if _same(gold, text)]) == 1:
-        gold = keys[0]                                       # the gold is an option's text
-    return float(box != "" and (_option(box, gold, texts) if _LETTER.fullmatch(gold) else _same(box, gold)))
-
+        gold = keys[0]  # the gold is an option's text
+    return float(box != "" and (_option(box, gold, texts) if LETTER.fullmatch(gold) else _same(box, gold)))
 
 def _plain(text: str) -> str:
     """Without wide forms, text commands, dollar signs, thousands separators and the final stop."""
-    text = text.translate(_WIDE)
-    for _ in range(3):                                       # \textbf{\text{A}}
-        text = _WRAP.sub(r" \1 ", text)
+    text = text.translate(WIDE)
+    for _ in range(3):  # \textbf{\text{A}}
+        text = re.sub(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;! ]|\\?\$|[\x00-\x1f]", " ", text)
     text = re.sub(r"\\(?:to|rightarrow)(?![a-z])|->", ">", text).replace(r"\%", "%").replace("{,}", ",")
     text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
     text = re.sub(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda n: n[0].replace(",", ""), text)
     return re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
 
-
 def _option(box: str, gold: str, texts: dict[str, str]) -> bool:
     (letter, text), (named, rest) = ((m[1] or m[2] or m[3], m[4] or "") if m else (None, "")
-                                     for m in map(_LETTER.fullmatch, (gold, box)))
-    texts = texts or ({letter: text} if text else {})        # gold "A. 5" brings its own text
+                                     for m in map(LETTER.fullmatch, (gold, box)))  # fmt: skip
+    texts = texts or ({letter: text} if text else {})  # gold "A. 5" brings its own text
     if named and not rest:
         return named == letter
-    agrees = _same(rest, texts[named]) if named in texts else not re.search(r"\b[A-Z]\b", rest)    # "A: or B"
-    hits = [key for key, value in texts.items() if _same(box, value)]
-    return named == letter and agrees or hits == [letter]
-
+    agrees = _same(rest, texts[named]) if named in texts else not re.search(r"\b[A-Z]\b", rest)  # not "A: or B"
+    return named == letter and agrees or [key for key, value in texts.items() if _same(box, value)] == [letter]
 
 def _same(box: str, gold: str) -> bool:
-    r"""By the kind of gold: truth value (yes is true), equal text, image index, list, set, quantity."""
-    if gold.lower() in _TRUTH:
-        return _TRUTH.get(box.lower()) is _TRUTH[gold.lower()]
+    """By the kind of gold: truth value (yes is true), equal text, image index, list in its order, quantity."""
+    if gold.lower() in TRUTH:
+        return TRUTH.get(box.lower()) is TRUTH[gold.lower()]
     text, gold_text = (re.sub(r"\s*([-=+*/<>(){}|,:])\s*", r"\1", side).casefold() for side in (box, gold))
     if text == gold_text:
         return gold != ""
-    if (found := _INDEX.fullmatch(box.lower())) and (wanted := _INDEX.fullmatch(gold.lower())):
-        i, j = (next(filter(None, m.groups())) for m in (found, wanted))    # `2`, `Image 2`, `image two`
-        return (_NUMBER.get(i) or int(i)) == (_NUMBER.get(j) or int(j))
-    (shape, parts), (gold_shape, golds) = _list(box), _list(gold)
-    if len(parts) != len(golds) or (shape == "set" and gold_shape != "set"):
+    if (found := INDEX.fullmatch(box.lower())) and (wanted := INDEX.fullmatch(gold.lower())):
+        i, j = (next(filter(None, m.groups())) for m in (found, wanted))  # `2`, `Image 2`, `image two`
+        return (INDEX_OF.get(i) or int(i)) == (INDEX_OF.get(j) or int(j))
+    (shell, parts), (gold_shell, golds) = _list(box), _list(gold)
+    free = shell == gold_shell or len(golds) > 2 or not (shell and gold_shell)  # an order stands in any brackets or none,
+    if len(parts) != len(golds) or not free or r"\{" in shell + gold_shell:  # but (0,1) is not [0,1], and a set no order
         return False
-    if gold_shape == "set":                                  # a set in any order, with braces or without
-        return (all(any(_same(part, g) for part in parts) for g in golds)
-                and all(any(_same(part, g) for g in golds) for part in parts))
-    if len(golds) > 1:    # orders stand in any brackets, but (0,1) is not [0,1]
-        free = not shape or not gold_shape or len(golds) > 2
-        return (shape == gold_shape or free) and all(map(_same, parts, golds))
-    return _quantity(box, gold)
-
+    return all(map(_same, parts, golds)) if len(golds) > 1 else _quantity(box, gold)
 
 def _list(text: str) -> tuple[str, list[str]]:
-    r"""(brackets, elements) of `2,1`, `[2, 1]`, `2 > 1`, `BA`, `(2)(1)`, `\{1, 2\}`; else ("", [text])."""
+    """(brackets, elements) of `2,1`, `[2, 1]`, `2 > 1`, `BA`, `(2)(1)`; else ("", [text])."""
     if re.fullmatch(r"(?!.*([A-H]).*\1)[A-H]{2,}|[A-H]( [A-H])+|\d( \d)+|(\(\w\)){2,}", text):
         return "", re.findall(r"\w", text)
-    shell = re.fullmatch(r"(\\\{|\(|\[)(.*)(\\\}|\)|\])", text)
-    for shape, inner in [("", text), *([(shell[1] + shell[3], shell[2])] if shell else [])]:
-        parts, depth = [""], 0
-        for token in re.findall(r"\\?.", inner):
-            depth += (token[-1] in "([{") - (token[-1] in ")]}")
-            if depth == 0 and token in ",;>":
-                parts.append("")
-            else:
-                parts[-1] += token
-        if len(parts) > 1 or shape == r"\{\}":
-            return "set" if shape == r"\{\}" else shape, [part.strip() for part in parts]
-    return "", [text]
-
+    shell = re.fullmatch(r"(\\\{|\(|\[)([^()\[\]]*)(\\\}|\)|\])", text)
+    parts = re.split("[,;>]", shell[2] if shell else text)
+    flat = len(parts) > 1 and (shell or not re.search(r"[()\[\]{}]", text))
+    return (shell[1] + shell[3] if shell else "", [part.strip() for part in parts]) if flat else ("", [text])
 
 def _quantity(box: str, gold: str) -> bool:
-    """A dropped unit is forgiven, another unit is not. 50% is 0.5, and 50 with its sign dropped; but not so
-    up to 1, where 0.5 would be both 0.5% and 50%."""
-    (name, x, unit), (gold_name, y, gold_unit) = (_QUANTITY.fullmatch(side).groups() for side in (box, gold))
-    if (name and gold_name and name != gold_name) or (unit and gold_unit and unit != gold_unit):
-        return False
-    if (y := _value(y)) is None or (x := _value(x)) is None:
+    """A dropped unit is forgiven, another is not. 50% is 0.5; its sign may be dropped above 1 (0.5 is not both 0.5% and 50%)."""
+    (name, x, unit), (gold_name, y, gold_unit) = (QUANTITY.fullmatch(side).groups() for side in (box, gold))
+    other = (name and gold_name and name != gold_name) or (unit and gold_unit and unit != gold_unit)
+    if other or (y := _value(y)) is None or (x := _value(x)) is None:
         return False
     p, q = (z / 100 if u == "%" else z for z, u in ((x, unit), (y, gold_unit)))
-    return any(abs(a - b) <= 1e-9 + 1e-6 * abs(b) for a, b in ((p, q), (x, y))[:1 + (abs(y) > 1)])
-
+    return any(abs(a - b) <= 1e-9 + 1e-6 * abs(b) for a, b in ((p, q), (x, y))[: 1 + (abs(y) > 1)])
 
 @functools.lru_cache(maxsize=1024)
 def _value(latex: str) -> complex | None:
-    """The value of a term with each variable at a fixed generic point; None where it is no term. Terms are
-    equal where their values are: symbolic simplification may cost what the response likes. math-verify
-    parses, without its signal.alarm, which needs the main thread; a guard bounds size and powers instead."""
-    powers = [p[1] or p[2] or "1" for p in _POWER.finditer(latex)]
-    size = math.prod(max(1, int(p)) if p.isdigit() else 4 * int(p[:-1] or 1) for p in powers)   # x < 4
-    small = len(latex) <= 100 and latex.count("{") <= 12 and latex.count("(") + latex.count("[") <= 3
-    if (not small or size > 200 or "{{" in latex or len(re.findall(_CALL, latex)) > 3
-            or len(powers) != latex.count("^") or not _TERM.fullmatch(latex)
-            or not re.search(r"[-0-9\\+*/^]", latex)):
+    """A term's value with each variable at a fixed point, None for no term: symbolic simplification may cost what the response
+    likes. math-verify parses, without its alarm, which wants the main thread; guards bound size and powers instead."""
+    powers = [p[1] or p[2] or "1" for p in POWER.finditer(latex)]
+    size = math.prod(max(1, int(p)) if p.isdigit() else 4 * int(p[:-1] or 1) for p in powers)  # x < 4
+    small = len(latex) <= 100 and latex.count("{") <= 12 and latex.count("(") + latex.count("[") <= 3 and size <= 200
+    if not small or "{{" in latex or len(re.findall(CALL, latex)) > 3 or len(powers) != latex.count("^"):
         return None
     latex = re.sub(r"^(-?[0-9]+) ([0-9]+)/([0-9]+)$", r"\1\\frac{\2}{\3}", latex)  # 1 1/2
-    if _ADDED.search(latex):
+    if not TERM.fullmatch(latex) or not re.search(r"[-0-9\\+*/^]", latex) or ADDED.search(latex):
         return None
-    from antlr4.dfa.DFA import DFA
-    from antlr4.PredictionContext import PredictionContextCache
-    from latex2sympy2_extended.antlr_parser import PSParser
     from math_verify import LatexExtractionConfig, parse
-    if sum(len(dfa.states) for dfa in PSParser.decisionsToDFA) > _STATES:    # ANTLR never forgets by itself
-        PSParser.decisionsToDFA = [DFA(state, i) for i, state in enumerate(PSParser.atn.decisionToState)]
-        PSParser.sharedContextCache = PredictionContextCache()
     try:
         term = parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)[0]
-        point = {s: 0.5 + sum(map(ord, s.name)) % 89 / 31 for s in term.free_symbols}
-        return complex(term.evalf(15, subs=point))
-    except Exception:                                      # antlr and sympy raise anything on malformed terms
+        return complex(term.evalf(15, subs={s: 0.5 + sum(map(ord, s.name)) % 89 / 31 for s in term.free_symbols}))
+    except Exception:  # antlr and sympy raise anything on malformed terms
         return None
 
-
 # --- Eqs. 4-5: one baseline and one spread for all orders of a question ---
-
-
 def advantages(rewards: torch.Tensor) -> torch.Tensor:
-    """Merged-group advantages, Eqs. 4-5. rewards (Q, (n_s+1) n) -> (Q, (n_s+1) n), float32.
+    """Merged-group advantages, Eqs. 4-5: rewards (Q, (n_s+1) n) -> (Q, (n_s+1) n), float32.
 
-    All orders of a question share one baseline and one spread, so an order on which the model does worse than on its
-    sibling gets negative advantages as a whole, and the better one positive ones. Two separate groups could not say that:
+    All orders of a question share one baseline and one spread, so the order on which the model does worse gets negative
+    advantages as a whole, and the better one positive ones. Two separate groups could not say that:
 
     >>> original, permuted = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.0, 0, 0, 1]])
     >>> advantages(torch.cat([original, permuted], dim=1))    # merged, as in the paper
     tensor([[ 0.7746,  0.7746,  0.7746,  0.7746, -1.2910, -1.2910, -1.2910,  0.7746]])
     >>> advantages(original)                                  # the same four rollouts alone: no spread, no signal
     tensor([[0., 0., 0., 0.]])
-
-    The spread has 1/N as in the paper (the release: 1/(N-1)). A group whose rewards are all equal has exactly zero
-    advantage: there is nothing to divide by, and no epsilon that would blow rounding errors up to one.
     """
     r = rewards.double()
     centred = r - r.mean(dim=1, keepdim=True)  # Eq. (4): R_bar, over all (n_s+1) n rewards
-    spread = centred.square().mean(dim=1, keepdim=True).sqrt()  # (Q, 1)
-    equal = r.amax(dim=1, keepdim=True) == r.amin(dim=1, keepdim=True)
+    spread = centred.square().mean(dim=1, keepdim=True).sqrt()  # (Q, 1), with 1/N
+    equal = r.amax(dim=1, keepdim=True) == r.amin(dim=1, keepdim=True)  # then `centred` is rounding error alone
     return torch.where(equal, 0.0, centred / spread).nan_to_num(0.0).float()  # Eq. (5)
 
-
 # --- Log-probabilities: one row a prompt, shared by its n rollouts ---
-
-
 @dataclass(frozen=True)
 class Row:
-    """[ prompt | o_1 | ... | o_n ]: one image order x_i of a question and its n rollouts, each on the CPU.
-
-    `images` are the prompt's pictures in order, anything with `key`, `pixel_values` (patches, D) and `grid_thw` (3,):
-    rollout.Image is one. Rows that show a picture of the same key share its embedding."""
-
+    """[ prompt | o_1 | .. | o_n ]: one image order of a question and its rollouts, on the CPU. `images`, in order, are
+    anything with `key`, `pixel_values` (patches, D) and `grid_thw` (3,); equal keys share one embedding (rollout.Image)."""
     prompt_ids: torch.Tensor  # (P,) image pads expanded
     images: tuple
     responses: tuple[torch.Tensor, ...]  # n tensors (T_k,)
 
-
 def shared_prefix_attention(module, q, k, v, attention_mask, segments, scaling=None, **_):
     """Attention over rows laid end to end: prompts see themselves, rollouts their prompt and themselves, both causally.
 
-    q (1, H, L, D), k and v (1, H_kv, L, D); `segments` holds (P, (T_1 .. T_n)) for each row. Returns (1, L, H, D).
-    Each row costs P^2/2 + sum_k T_k (P + T_k) pairs of tokens; no (L, L) mask is made and nothing masked out is computed
-    but the padding of short rollouts to the row's longest."""
-    outputs, start = [], 0
+    q (1, H, L, D), k and v (1, H_kv, L, D); `segments` holds (P, (T_1, .., T_n)) of each row; returns (1, L, H, D). A row
+    costs P^2/2 + sum_k T_k (P + T_k) pairs of tokens: no (L, L) mask, nothing masked out but the padding of short rollouts."""
+    attend, outputs, start = F.scaled_dot_product_attention, [], 0
     for P, lengths in segments:
         n, T, middle, end = len(lengths), max(lengths), start + P, start + P + sum(lengths)
-        prompt = [x[:, :, start:middle] for x in (q, k, v)]  # (1, H, P, D)
-        o = F.scaled_dot_product_attention(*prompt, is_causal=True, scale=scaling, enable_gqa=True)
-        outputs.append(o[0].transpose(0, 1))  # (P, H, D)
-        own = [
-            nn.utils.rnn.pad_sequence(x[0, :, middle:end].transpose(0, 1).split(lengths), batch_first=True)
-            for x in (q, k, v)
-        ]  # (n, T, H, D)
-        q_o, k_o, v_o = (x.transpose(1, 2) for x in own)  # (n, H, T, D)
-        k_o, v_o = (torch.cat([p.expand(n, -1, -1, -1), x], dim=2) for p, x in ((prompt[1], k_o), (prompt[2], v_o)))
+        q_p, k_p, v_p = (x[:, :, start:middle] for x in (q, k, v))  # (1, H, P, D)
+        outputs.append(attend(q_p, k_p, v_p, is_causal=True, scale=scaling, enable_gqa=True)[0].transpose(0, 1))
+        own = (x[0, :, middle:end].transpose(0, 1).split(lengths) for x in (q, k, v))  # n tensors (T_k, H, D)
+        q_o, k_o, v_o = (nn.utils.rnn.pad_sequence(x, batch_first=True).transpose(1, 2) for x in own)  # (n, H, T, D)
+        k_o, v_o = (torch.cat([p.expand(n, -1, -1, -1), o], dim=2) for p, o in ((k_p, k_o), (v_p, v_o)))
         mask = torch.ones(T, P + T, dtype=torch.bool, device=q.device).tril(P)  # padding stands behind every real query
-        o = F.scaled_dot_product_attention(q_o, k_o, v_o, attn_mask=mask, scale=scaling, enable_gqa=True)
-        real = torch.arange(T, device=q.device) < torch.tensor(lengths, device=q.device)[:, None]  # (n, T)
-        outputs.append(o.transpose(1, 2)[real])  # (sum T_k, H, D)
+        o = attend(q_o, k_o, v_o, attn_mask=mask, scale=scaling, enable_gqa=True).transpose(1, 2)  # (n, T, H, D)
+        outputs.append(o[torch.arange(T, device=q.device) < torch.tensor(lengths, device=q.device)[:, None]])
         start = end
     return torch.cat(outputs)[None], None
-
 
 class LogprobHead(nn.Linear):
     """The language-model head, returning log-probabilities of given tokens, never a (N, V) tensor of logits.
 
-    Each chunk of CHUNK positions makes its logits in float32, keeps two numbers a position and is recomputed in the
-    backward pass, so the head's peak is about 3 * CHUNK * V * 4 bytes whatever N is: 0.9 GB for a vocabulary of 152,064.
-    All chunks run inside one module call, so FSDP gathers the weight once."""
-
+    A chunk of positions makes its logits in float32, keeps two numbers a position and is recomputed in the backward pass:
+    the peak is about 3 * CHUNK * V * 4 bytes, 0.9 GB for V = 152,064. One module call holds all: FSDP gathers once."""
     CHUNK = 512
-
     def forward(self, hidden, targets, banned, temperature):
         """hidden (N, D), targets (N,), banned (B,) -> logp (N,), entropy (N,), both float32."""
-        parts = [
-            checkpoint(_chunk_logps, h, self.weight, t, banned, temperature, use_reentrant=False)
-            for h, t in zip(hidden.split(self.CHUNK), targets.split(self.CHUNK))
-        ]
-        return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
-
+        chunks = zip(hidden.split(self.CHUNK), targets.split(self.CHUNK))
+        parts = [checkpoint(_chunk_logps, h, self.weight, t, banned, temperature, use_reentrant=False) for h, t in chunks]
+        return tuple(torch.cat(part) for part in zip(*parts))
 
 def _chunk_logps(hidden, weight, targets, banned, temperature):
     logits = (hidden @ weight.t()).float() / temperature  # (C, V)
-    logits = logits.index_fill(-1, banned, float("-inf"))  # the sampler could not draw these
-    logp = logits.log_softmax(-1)
-    entropy = torch.special.entr(logp.detach().exp()).sum(-1)
-    return logp.gather(-1, targets[:, None])[:, 0], entropy
-
+    logp = logits.index_fill(-1, banned, float("-inf")).log_softmax(-1)  # the sampler could not draw `banned`
+    return logp.gather(-1, targets[:, None])[:, 0], torch.special.entr(logp.detach().exp()).sum(-1)
 
 class Policy(nn.Module):
-    """The FSDP root: its forward does everything from token ids and pixels to log-probabilities.
-
-    (Submodules called outside their root's forward would read sharded parameters.) Wraps a transformers model laid out as
-    Qwen2.5-VL is: `.model.language_model`, `.model.get_image_features`, `.model.get_rope_index`, `.lm_head`."""
-
+    """The FSDP root: its forward does everything from token ids and pixels to log-probabilities (submodules called outside
+    it would read sharded parameters). Wraps a transformers model laid out as Qwen2.5-VL is: `.lm_head`,
+    `.model.language_model`, `.model.get_image_features`, `.model.get_rope_index`."""
     def __init__(self, model: nn.Module):
         from transformers import AttentionInterface
-
         super().__init__()
         AttentionInterface.register("shared_prefix", shared_prefix_attention)
         model.model.language_model.config._attn_implementation = "shared_prefix"
@@ -315,27 +234,24 @@ class Policy(nn.Module):
         self.model = model
 
     def forward(self, rows: Sequence[Row], temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """log pi(o_ik,t | x_i, o_ik,<t) at `temperature`, and the entropy there (no gradient), both (N,) float32, for all
+        """log pi(o_ik,t | x_i, o_ik,<t) at `temperature`, and the entropy there (no gradient): both (N,) float32, for all
         tokens of all rollouts of all rows, end to end."""
-        body, config = self.model.model, self.model.config
-        device = self.model.lm_head.weight.device
-        ids, positions, keep, segments, offset = [], [], [], [], 0
+        body, config, device = self.model.model, self.model.config, self.model.lm_head.weight.device
+        ids, positions, keep, segments, start = [], [], [], [], 0
         for row in rows:
             P, lengths = len(row.prompt_ids), tuple(len(o) for o in row.responses)
             is_image = (row.prompt_ids == config.image_token_id).int()[None]
             grids = torch.stack([image.grid_thw for image in row.images])
             position, _ = body.get_rope_index(row.prompt_ids[None], mm_token_type_ids=is_image, image_grid_thw=grids)
-            following = position.max() + 1 + torch.cat([torch.arange(T) for T in lengths])  # every rollout starts anew
-            ids.append(torch.cat([row.prompt_ids, *row.responses]))
+            following = position.max() + 1 + torch.cat([torch.arange(T) for T in lengths])  # each rollout follows the prompt
             positions.append(torch.cat([position[:, 0], following.expand(3, -1)], dim=1))  # (3, P + sum T_k)
-            start = offset + P
-            for T in lengths:  # the prompt's last token predicts the first token of every rollout
-                keep += [offset + P - 1, *range(start, start + T - 1)]
-                start += T
+            ids.append(torch.cat([row.prompt_ids, *row.responses]))
             segments.append((P, lengths))
-            offset = start
+            last, start = start + P - 1, start + P
+            for T in lengths:  # the prompt's last token predicts the first token of every rollout
+                keep += [last, *range(start, start + T - 1)]
+                start += T
         ids = torch.cat(ids).to(device)[None]  # (1, L)
-        positions = torch.cat(positions, dim=1).to(device)[:, None]  # (3, 1, L)
         targets = torch.cat([o for row in rows for o in row.responses]).to(device)  # (N,)
 
         images = {image.key: image for row in rows for image in row.images}  # each distinct picture is encoded once
@@ -346,46 +262,35 @@ class Policy(nn.Module):
 
         x = body.get_input_embeddings()(ids)  # (1, L, D)
         x = x.masked_scatter((ids == config.image_token_id)[..., None], visual.to(x.dtype))
-        hidden = body.language_model(
-            inputs_embeds=x, position_ids=positions, attention_mask={"full_attention": None}, use_cache=False,
-            segments=tuple(segments),
-        ).last_hidden_state[0]  # (L, D)  # fmt: skip
+        positions = torch.cat(positions, dim=1).to(device)[:, None]  # (3, 1, L)
+        hidden = body.language_model(inputs_embeds=x, position_ids=positions, attention_mask={"full_attention": None},
+                                     use_cache=False, segments=tuple(segments)).last_hidden_state[0]  # (L, D)  # fmt: skip
         banned = torch.tensor([config.image_token_id, config.video_token_id], device=device)
         return self.model.lm_head(hidden[torch.tensor(keep, device=device)], targets, banned, temperature)
 
-
 # --- Eq. 6 ---
-
-
 def k3(logp: torch.Tensor, ref_logp: torch.Tensor) -> torch.Tensor:
-    """The k3 estimator of KL(pi || pi_ref) per token (http://joschu.net/blog/kl-approx.html): non-negative, unbiased.
-
-    The log-ratio is held within +-20, so that one token the reference all but excludes can't overflow the loss."""
+    """The k3 estimator of KL(pi || pi_ref) per token (http://joschu.net/blog/kl-approx.html): non-negative, unbiased. The
+    log-ratio is held within +-20, so that one token the reference all but excludes can't overflow the loss."""
     d = (ref_logp.float() - logp.float()).clamp(-20.0, 20.0)
     return d.exp() - d - 1.0
 
-
 def rollout_mean(lengths: torch.Tensor, n_rollouts: int) -> torch.Tensor:
-    """Weights of Eq. 6's mean over rollouts of the mean over tokens: lengths (K,) -> (sum of lengths,).
-
-    `n_rollouts` counts the GLOBAL mini-batch, so weighted sums add up over micro-batches and ranks to the one mean."""
+    """Weights of Eq. 6's mean over rollouts of the mean over tokens: lengths (K,) -> (sum of lengths,), for the `n_rollouts`
+    of the GLOBAL mini-batch, so that weighted sums add up over micro-batches and ranks."""
     return (1.0 / (lengths * n_rollouts)).repeat_interleave(lengths)
-
 
 def token_mean(lengths: torch.Tensor, n_tokens: int) -> torch.Tensor:
     """The release's weights instead: one mean over all `n_tokens` tokens of the global mini-batch."""
     return torch.full((int(lengths.sum()),), 1.0 / n_tokens, device=lengths.device)
 
-
 def grpo_loss(logp, old_logp, ref_logp, sampler_logp, A, weight, *, clip_low=0.2, clip_high=0.2, beta=0.01, tis_cap=2.0):
     """Minus Eq. 6 of one micro-batch, as its share of the global mini-batch. All arguments (N,): tokens, rollouts end to end.
 
-    logp, old_logp, ref_logp, sampler_logp: log-probabilities under pi, pi_old, pi_ref and in the engine that sampled;
-    A: the advantage of the token's rollout; weight: `rollout_mean`. Without a reference pass logp.detach() as ref_logp.
-
-    pi_old and the sampler are one policy in two implementations. min(pi_old / sampler, tis_cap) corrects what bfloat16
-    makes of that (truncated importance sampling, https://fengyao.notion.site/off-policy-rl); it is not in the paper, and
-    is 1 where both agree. Returns the loss and its parts, weighted alike."""
+    logp, old_logp, ref_logp, sampler_logp: log-probabilities under pi, pi_old, pi_ref and in the engine that sampled; A: the
+    advantage of the token's rollout; weight: `rollout_mean`. Without a reference pass logp.detach() as ref_logp. pi_old and
+    the sampler are one policy in two implementations: min(pi_old / sampler, tis_cap) corrects what bfloat16 makes of that
+    (truncated importance sampling, https://fengyao.notion.site/off-policy-rl). Returns the loss and its parts, weighted alike."""
     rho = (logp - old_logp).exp()
     clipped = rho.clamp(1.0 - clip_low, 1.0 + clip_high)
     tis = (old_logp - sampler_logp).exp().clamp(max=tis_cap)

@@ -15,7 +15,7 @@ import random
 import re
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import factorial
 from pathlib import Path
@@ -23,15 +23,12 @@ from pathlib import Path
 ORDERS = {"invariant": "only images move", "options": "the letter follows its image", "index": "the answer is an image",
           "references": "the text names images", "sequence": "the answer orders images", "fixed": "never permuted"}
 
-
 class DataError(ValueError):
     """A data file cannot be used: one sentence with file, line and field."""
-
 
 class Refused(ValueError):
     """The sample cannot be permuted exactly; `reason` says why."""
     reason = property(str)
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -44,7 +41,6 @@ class Sample:
     stem: int = 0
     where: str = field(default="", compare=False)  # file and line it was read from, for error messages
 
-
 @dataclass(frozen=True)
 class Copy:
     """One member of a group. `refused`: why it is identical ("" when permuted, or when the coin said no)."""
@@ -52,8 +48,7 @@ class Copy:
     sigma: tuple[int, ...]
     refused: str = ""
 
-
-# ---- words for slots: a form has one word per slot
+# --- words for slots: a form has one word per slot
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth"
 FORMS = [row.split() for row in (
     ORDINALS, "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th", "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20",
@@ -63,7 +58,6 @@ FROM_END = ["last|second to last|third to last|fourth to last".split("|"), "最�
 ROWS = {2: "left right|leftmost rightmost|left-hand right-hand|lefthand righthand|top bottom|initial final|左 右",
         3: "left middle right|左 中 右"}
 
-
 @lru_cache
 def _vocabulary(n: int) -> dict[str, tuple]:
     """word -> its form, n words long ("" where it has none), and its slot"""
@@ -71,8 +65,7 @@ def _vocabulary(n: int) -> dict[str, tuple]:
     forms += [([""] * n + form[:n][::-1])[-n:] for form in FROM_END if n > 2]
     return {word: (form, slot) for form in forms for slot, word in enumerate(form) if word}
 
-
-# ---- the ways to name an image: the one group of a way holds the words that say which
+# --- the ways to name an image: the one group of a way holds the words that say which
 NOUN = r"(?i:image|picture|photo(?:graph)?|pic|img)s?(?![a-z])"
 SIDE = "left-hand|right-hand|leftmost|rightmost|lefthand|righthand|left|right|top|bottom|middle|central|upper|lower"
 ORDINAL = f"{'|'.join(FORMS[0] + FORMS[1])}|last|initial|final|penultimate"
@@ -95,23 +88,18 @@ BEFORE = [re.compile(rf"\b(?:{more}an?|one|each|every|any|no|another|which|two|t
 WORD = re.compile(
     r"(?<![a-z])(?!(?:and|or|vs|the)\b)(?:[a-z]+ to last|[a-z]+-hand|[a-z]+|\d+\w*)|最后一|倒数第.|(?!第)[①-⑤一-龥]", re.I)
 AFTER = re.compile(  # what may follow "image 2", but no count of things
-    r" ?[^\w\s]|\s*$|\s*\n|[一-龥]| (?:is|are|was|has|have|do|does|and|or|but|while|in|on|at|of|for|from|to|with"
-    r"|as|than|that"
-    r"|not|can|shows?|depicts?|contains?|features?|match|agree|both|only|also|similar|like|\w+er|there|an?"
-    r"|the)\b", re.I)
-
+    r" ?[^\w\s]|\s*$|\s*\n|[一-龥]| (?:is|are|was|has|have|do|does|and|or|but|while|in|on|at|of|for|from|to|with|as|than|that|not"
+    r"|can|shows?|depicts?|contains?|features?|match|agree|both|only|also|similar|like|\w+er|there|an?|the)\b", re.I)
 
 def _rename(text: str, q: tuple, names: re.Pattern = NAMES) -> tuple[str, str]:
     """`text` with every name of old image i as slot q[i] says it; and in lower case, with "@" for every name."""
     words, out, masked, end = _vocabulary(len(q)), [], [], 0
-
     def say(word: re.Match) -> str:  # in its own form and capitals
         form, slot = words.get(word[0]) or words.get(word[0].lower()) or ([""] * len(q), 0)
         if not (new := form[q[slot]]):
             raise Refused(f"{word[0]!r} is none of the images for certain, or has no word for the new place")
         new = new[0].upper() + new[1:] if word[0][0].isupper() else new
         return new.upper() if word[0].isupper() and len(word[0]) > 1 else new
-
     for m in names.finditer(text):
         way, before = m.lastgroup, text[:m.start()].lower()
         if (BEFORE[way == "number"].search(before[-9:]) or way in ("number", "side") and not AFTER.match(text, m.end())
@@ -122,51 +110,39 @@ def _rename(text: str, q: tuple, names: re.Pattern = NAMES) -> tuple[str, str]:
         end = m.end()
     return "".join(out) + text[end:], ("".join(masked) + text[end:]).lower()
 
-
-# ---- what may not be left over once every name is "@"
+# --- What may not be left over once every name is "@" ---
 IMAGE = r"(?:@|(?:image|picture|photo(?:graph)?|pic|img|figure|fig)s?(?![a-z]))"
 ONE = r"@|\b(?:one|an?|single|which) (?:\w+ )?(?:image|picture|photo)|一[张幅]"
 TIME, POINT, PART = "temporal or story wording", "an image named by pointing", "a position of something else"
 REFUSE = [(reason, re.compile(pattern, re.M)) for reason, pattern in (
-    (TIME, r"\b(?:videos?|(?:first|last|second|next|following|these) frames?|(?:a|the|this) story|sequen\w+"
-       r"|chronolog\w+|timeline"
-           r"|time-?lapse|over time|no longer|consecutive|success\w+|happen\w*|comes? next|before|after|earlier"
-           r"|later|then|changed?"
-           r"|missing|in (?:\w+ )?order|disappear\w*)\b|先后|依次|顺序|变化|步|接下来|随后|之后|之前|故事|视频|帧"),
+    (TIME, r"\b(?:videos?|(?:first|last|second|next|following|these) frames?|(?:a|the|this) story|sequen\w+|chronolog\w+|timeline"
+     r"|time-?lapse|over time|no longer|consecutive|success\w+|happen\w*|comes? next|before|after|earlier|later|then|changed?"
+     r"|missing|in (?:\w+ )?order|disappear\w*)\b|先后|依次|顺序|变化|步|接下来|随后|之后|之前|故事|视频|帧"),
     ("several turns", r"^\s*(?:user|human|assistant|gpt|用户|助手) ?[:：]|<\||^\s*(?:q|question|example) ?[2-9]? ?[:.]"),
     (POINT, r"\b(?:previous|preceding|prior|subsequent|adjacent|former|latter|next to last)\b|[这那前后上下][一两二三四]?[张幅]"
-        rf"|\b(?:this|that|next|following|above|below) (?:\w+ )?{IMAGE}|{IMAGE} (?:above|below|following|to the)\b"
-            r"|第.个[？是有和]|[上下]图|[前后]者"),
+     rf"|\b(?:this|that|next|following|above|below) (?:\w+ )?{IMAGE}|{IMAGE} (?:above|below|following|to the)\b"
+     r"|第.个[？是有和]|[上下]图|[前后]者"),
     (PART, rf"{IMAGE}(?:[ #_,.$(]{{0,3}}\d(?! ?[kmg]b)| [b-h]\b| (?:label|mark|number|named)"
-           r"| (?:in|of|from|on) (?:the |an? )?(?:\w+ )?(?:row|column|page|series))|#\d|@.?[-–].?\d|@ (?:pair"
-           r"|set|group|half|part)"
-           rf"|\b(?:(?:{SIDE})[ -](?:(?!in|on|of|is|and|with|the|an?\b)[\w-]+ )?{IMAGE}|(?:{SIDE}),? (?:and "
-           rf"|or )?(?:the )?@"
-           rf"|the (?:{SIDE}) ones?\b|(?<!on )(?<!to )(?<!at )the (?:left|right)(?=$|[.,;:?!)]| (?:is|has|shows"
-           rf"|contains|and)\b)"
-           r"|(?:option|choice|candidate|animal|bird|person|room|step|day|painting|drawing|plot|slide|diagram"
-           r"|graph|chart|map|view|panel) ?[(#]?\d"
-           r"|which (?:is|one)\b(?s:.*)^\(?[a-z][).] ?\d|a second(?s:.*)@)"
-           rf"|(?s:@.*)\ba second|@ (?:to|through|and|or|&) \d|\((?:{SIDE}|{ORDINAL})\b|(?<!\ba )\b(?:{ORDINAL}"
-           rf"|\d+th|\w+teenth"
-           r"|eleventh|twelfth)\b(?! (?:row|column|person|place|half|floor|hand|class)\b)"),
+     r"| (?:in|of|from|on) (?:the |an? )?(?:\w+ )?(?:row|column|page|series))|#\d|@.?[-–].?\d|@ (?:pair|set|group|half|part)"
+     rf"|\b(?:(?:{SIDE})[ -](?:(?!in|on|of|is|and|with|the|an?\b)[\w-]+ )?{IMAGE}|(?:{SIDE}),? (?:and |or )?(?:the )?@"
+     rf"|the (?:{SIDE}) ones?\b|(?<!on )(?<!to )(?<!at )the (?:left|right)(?=$|[.,;:?!)]| (?:is|has|shows|contains|and)\b)"
+     r"|(?:option|choice|candidate|animal|bird|person|room|step|day|painting|drawing|plot|slide|diagram|graph|chart|map|view"
+     r"|panel) ?[(#]?\d|which (?:is|one)\b(?s:.*)^\(?[a-z][).] ?\d|a second(?s:.*)@)|(?s:@.*)\ba second"
+     rf"|@ (?:to|through|and|or|&) \d|\((?:{SIDE}|{ORDINAL})\b|(?<!\ba )\b(?:{ORDINAL}|\d+th|\w+teenth|eleventh|twelfth)\b"
+     r"(?! (?:row|column|person|place|half|floor|hand|class)\b)"),
     (PART, r"@[^\n]*(?:(?<![(\n])\b[b-h]\b(?![).:])|\b\d (?:is|has|shows?|contains?|depicts?)\b)"),
-    ("a language other than English and Chinese", r"[\u3040-\u30ff\uac00-\ud7af\u0370-\u0eff]|(?:\b(?:der|das"
-       r"|und|ist|ein"
-     r"|nicht|les|une|dans|est|los|las|una?|la|con|che|il|della|uma|het|een)\b.*){2}"))]
+    ("a language other than English and Chinese", r"[\u3040-\u30ff\uac00-\ud7af\u0370-\u0eff]|(?:\b(?:der|das|und|ist|ein|nicht"
+     r"|les|une|dans|est|los|las|una?|la|con|che|il|della|uma|het|een)\b.*){2}"))]
 STILL = re.compile(  # directions and parts that need no image
-    r"\b(?:(?:fac|look|point|head|turn|angl)\w+(?: directly)?|to the|towards?(?: the)?|their|his|her|its"
-    r"|all) (?:left|right)\b"
+    r"\b(?:(?:fac|look|point|head|turn|angl)\w+(?: directly)?|to the|towards?(?: the)?|their|his|her|its|all) (?:left|right)\b"
     r"|\b(?:left|right)[- ](?:arm|leg|hand|foot|eye|ear|wing|side|half|angle|triangle|of|next)\b|[左右][手脚臂腿转]|[朝向][左右]")
 WHICH = re.compile(r"(?i)\bwhich(?: of)?(?: the| these| two| three| other)* (?:image|picture|photo)|哪[一几]?[张幅个]?图?")
-OTHER = re.compile(rf"\bthe (?:other|remaining)\b(?: (?:\w+ )?{IMAGE}| ones?\b| (two|three))|另|其余"
-    rf"|(\breference {IMAGE})")
+OTHER = re.compile(rf"\bthe (?:other|remaining)\b(?: (?:\w+ )?{IMAGE}| ones?\b| (two|three))|另|其余|(\breference {IMAGE})")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MARK = re.compile(r"(?:^[ \t]*(?:\(([A-Z])\)|([A-Z])[.):．：、])|(?<=\s)\(([A-Z])\)(?=[ \t]))[ \t]*(?=\S)", re.M)
 LEAD = re.compile(r"(?:^|[.?!。？！>]|(?i:images|pictures|photos|options)\W*|图片?\W*)\s*(?:\n\(?[A-Z][.):：、]?\s*)?$")
 ROW_OF_IMAGES = r"(?:<image[_\d]*>(?:\W*(?:and|or|vs)?\s*|\s*\n\(?[A-Z][.):：、]?\s*))+"
 GLUED = re.compile(r"[ \t]*(?:[:：=]|(?:is|was|shows|depicts|has)\b)")
-
 
 def _refuse_leftovers(masked: str, n: int, order: str) -> None:
     for reason, pattern in REFUSE:
@@ -180,12 +156,10 @@ def _refuse_leftovers(masked: str, n: int, order: str) -> None:
         if m and not re.search(ONE, sentence[:m.start()]):
             raise Refused(f"a side that may be an image: {sentence[:m.end()][-30:]!r}")
 
-
-# ---- the sample
+# --- the sample
 def inverse(sigma) -> tuple[int, ...]:
     """q = sigma^-1: old image i stands in slot q[i]."""
     return tuple(sorted(range(len(sigma)), key=lambda slot: sigma[slot]))
-
 
 def options(question: str) -> dict[str, str]:
     """The lettered options of a question, e.g. {"A": "True", "B": "False"}; {} when it has none."""
@@ -194,7 +168,6 @@ def options(question: str) -> dict[str, str]:
     found = {m[m.lastindex]: question[m.end():end].split("\n")[0].rstrip() for m, end in zip(marks, ends)}
     opens = len(marks) > 1 and re.search(r"(^|[?:.!>\n])\s*$", question[:marks[0].start()])
     return found if opens and "".join(found) == LETTERS[:len(marks)] else {}
-
 
 def _holes(text: str, n: int, moved: list) -> list:
     """Spans of the placeholders, with labels that only repeat the slot; Refused when words belong to one image."""
@@ -210,7 +183,6 @@ def _holes(text: str, n: int, moved: list) -> list:
         raise Refused("words, a label or a caption, are glued to a placeholder")
     return holes
 
-
 def _answer(x: Sample, q: tuple, asks: bool) -> tuple[str, str]:
     """The answer renamed, and masked; Refused when it has to name images and does not."""
     if x.order == "sequence":
@@ -224,7 +196,6 @@ def _answer(x: Sample, q: tuple, asks: bool) -> tuple[str, str]:
         raise Refused("it names no image")
     return answer, masked
 
-
 def _permute(x: Sample, sigma: tuple) -> Sample:
     """`permute` without the round trip."""
     n, q, choices, text, answer, rest = len(sigma), inverse(sigma), options(x.question), x.question, x.answer, ""
@@ -232,8 +203,7 @@ def _permute(x: Sample, sigma: tuple) -> Sample:
         text = text[:a] + "\1".ljust(b - a, "\0") + text[b:]  # nothing is named in there
     asks = x.order == "index" or bool(WHICH.search(text)) and not re.search(r"(?i)\bhow m|\bnumber of\b|多少|几", text)
     question, masked = _rename(text, q, NAMES_IN_OPTIONS if asks else NAMES)
-    blanks = iter([x.question[a:b] for a, b in holes])
-    question = re.sub("\1\0*", lambda m: next(blanks), question)
+    question = re.sub("\1\0*", lambda m, spans=iter(holes): x.question[slice(*next(spans))], question)
     if x.order != "options" and "<image>" in choices.values():
         raise Refused("the options are images: order must be options")
     if x.order == "options":  # the letter follows its image
@@ -251,26 +221,23 @@ def _permute(x: Sample, sigma: tuple) -> Sample:
     _refuse_leftovers(masked + "\n" + rest, n, x.order)
     return replace(x, images=tuple(x.images[old] for old in sigma), question=question, answer=answer)
 
-
 def permute(sample: Sample, sigma) -> Sample:
     """The sample with old image sigma[j] in slot j, and every name of an image renamed. Raises Refused."""
     sigma, identity, stem = tuple(sigma), tuple(range(len(sample.images))), sample.stem
-    if sorted(sigma) != list(identity):
-        raise Refused(f"sigma {','.join(map(str, sigma))} is no order of {len(identity)} images")
     if sigma == identity:
         return sample
-    if sample.order == "fixed" or sigma[:stem] != identity[:stem]:
-        raise Refused("fixed" if sample.order == "fixed" else "sigma moves an image of the stem")
+    for bad, reason in ((sorted(sigma) != list(identity), f"sigma {sigma} is no order of {len(identity)} images"),
+                        (sample.order == "fixed", "fixed"), (sigma[:stem] != identity[:stem], "sigma moves an image of the stem")):
+        if bad:
+            raise Refused(reason)
     y = _permute(sample, sigma)
     if (y.question, y.answer) != (sample.question, sample.answer) and _permute(y, inverse(sigma)) != sample:
         raise Refused("the rewrite could not be undone exactly")
     return y
 
-
 def alpha(step: int, total: int, alpha_0: float = 1.0) -> float:
     """alpha_t, the share of samples permuted at 0-based `step`: linear decay from alpha_0 to 0 at `total`."""
     return alpha_0 * max(0.0, 1.0 - step / total)
-
 
 def _copy(x: Sample, sigma: tuple) -> Copy:
     try:
@@ -278,12 +245,9 @@ def _copy(x: Sample, sigma: tuple) -> Copy:
     except Refused as refusal:
         return Copy(x, tuple(range(len(x.images))), refusal.reason)
 
-
 def copies(sample: Sample, n_s: int, alpha_t: float, seed: int, step: int) -> list[Copy]:
-    """The group of Algorithm 1: the original, then n_s copies, permuted if the coin falls below alpha_t.
-
-    sigma is uniform over the other orders of the movable images, and new while there are any. Nothing but the
-    arguments decides: every rank and every resumed run draws the same."""
+    """The group of Algorithm 1: the original, then n_s copies, permuted if the coin falls below alpha_t. sigma is uniform over
+    the other orders of the movable images, and new while there are any. Nothing but the arguments decides."""
     identity, n = tuple(range(len(sample.images))), len(sample.images)
     movable, group = identity[sample.stem:], [Copy(sample, identity)]
     why = "one image" if n < 2 else "fixed" if sample.order == "fixed" else "one movable image" * (len(movable) < 2)
@@ -299,8 +263,7 @@ def copies(sample: Sample, n_s: int, alpha_t: float, seed: int, step: int) -> li
         group.append(_copy(sample, identity[:sample.stem] + tail))
     return group
 
-
-# ---- files
+# --- files
 def _sample(row: dict) -> Sample:
     """One object of a file, checked."""
     if type(row) is not dict:
@@ -312,13 +275,11 @@ def _sample(row: dict) -> Sample:
     x = Sample(row["id"], tuple(row["images"]), row["question"], row["answer"], row["order"], row["stem"])
     n, holes, letters = len(x.images), x.question.count("<image>"), list(options(x.question))
     letters = (letters or list(LETTERS))[:n - x.stem] if x.order == "options" else letters
-    free = x.order == "sequence" or not letters
-    named = n and all(name and type(name) is str for name in x.images)
-    for good, sentence in ((named, "images: must be a list of file names"),
+    for good, sentence in ((n and all(name and type(name) is str for name in x.images), "images: must be a list of file names"),
                            (x.order in ORDERS, f"order: {x.order!r} is none of {', '.join(ORDERS)}"),
                            (holes == n, f"question: {holes} <image> for {n} images"),
                            (0 <= x.stem < n, f"stem: {x.stem} is not between 0 and {n - 1}"),
-                           (free or x.answer in letters, f"answer: {x.answer!r} is none of {', '.join(letters)}")):
+                           (x.order == "sequence" or not letters or x.answer in letters, f"answer: {x.answer!r} is none of {', '.join(letters)}")):
         if not good:
             raise DataError(sentence)
     try:
@@ -327,13 +288,12 @@ def _sample(row: dict) -> Sample:
         raise DataError(f"answer: {x.answer!r}: {refusal.reason}") from None
     return x
 
-
 def load(path, check_images: bool = True, absolute: bool = True) -> list[Sample]:
     """The samples of a JSONL file; `absolute`: images as openable paths, relative to the file. Raises DataError."""
     path, seen, out = Path(path), {}, []
-    if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+    if not (text := path.read_text(encoding="utf-8") if path.is_file() else "").strip():
         raise DataError(f"{path}: " + ("the file is empty" if path.is_file() else "no such file"))
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         try:
             x = _sample(json.loads(line)) if line.strip() else None
             missing = [name for name in x.images if check_images and not (path.parent / name).is_file()] if x else []
@@ -348,16 +308,15 @@ def load(path, check_images: bool = True, absolute: bool = True) -> list[Sample]
             out.append(replace(x, images=images, where=f"{path.name}:{number}"))
     return out
 
-
 def main(argv=None) -> None:
-    """Write one line per (sample, permutation) and a summary."""
-    parser = argparse.ArgumentParser(description="What permutation does to a data set, before a GPU hour is spent.")
-    parser.add_argument("data", metavar="IN.jsonl")
-    parser.add_argument("--sigma", help="one order for all, e.g. 1,0: slot j shows old image sigma[j]; default: drawn")
-    parser.add_argument("--n-s", type=int, default=1, help="permuted copies of a sample (paper: 1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", help="default: standard output")
-    args, rows, counts = parser.parse_args(argv), [], Counter()
+    """What permutation does to a data set, before a GPU hour is spent: a line for each copy, a summary on stderr."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("data", metavar="IN.jsonl")
+    p.add_argument("--sigma", help="one order for all, e.g. 1,0: slot j shows old image sigma[j]; default: drawn")
+    p.add_argument("--n-s", type=int, default=1, help="permuted copies of a sample")  # paper: Table 2
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", help="default: standard output")
+    args, rows, counts = p.parse_args(argv), [], Counter()
     try:
         sigma = tuple(map(int, args.sigma.split(","))) if args.sigma else None
         samples = load(args.data, check_images=False, absolute=False)
@@ -366,14 +325,13 @@ def main(argv=None) -> None:
     for x in samples:
         counts[f"kind {x.order}"] += 1
         for copy in [_copy(x, sigma)] if sigma else copies(x, args.n_s, 1.0, args.seed, 0)[1:]:
-            row = asdict(copy.sample) | {"sigma": copy.sigma, "refused": copy.refused}
-            drop = ("order", "stem", "where", "" if copy.refused else "refused")
-            rows.append(json.dumps({k: v for k, v in row.items() if k not in drop}, ensure_ascii=False) + "\n")
+            y, refused = copy.sample, {"refused": copy.refused} if copy.refused else {}
+            row = {"id": y.id, "sigma": copy.sigma, "images": y.images, "question": y.question, "answer": y.answer} | refused
+            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
             counts["refused: " + copy.refused.split(": ")[0] if copy.refused else "permuted"] += 1
     (open(args.out, "w", encoding="utf-8") if args.out else sys.stdout).writelines(rows)
-    print(f"permuted {counts.pop('permuted', 0)} of {len(rows)}", file=sys.stderr)
-    print("\n".join(f"{what} {count}" for what, count in sorted(counts.items())), file=sys.stderr)
-
+    print(f"permuted {counts.pop('permuted', 0)} of {len(rows)}", *(f"{k} {v}" for k, v in sorted(counts.items())), sep="\n",
+          file=sys.stderr)
 
 if __name__ == "__main__":
     main()

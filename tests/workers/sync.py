@@ -21,7 +21,7 @@ rank, world, device = join_torchrun()
 model = str(base / "base")
 processor = load_processor(model, 512 * 512)
 policy = build_policy(model, device, init_device_mesh(device.type, (world,)), trained=True)
-engine = Engine(model, max_prompt=200, max_tokens=16, max_images=5, size=processor.image_processor.size)
+engine = Engine(model, 200, 16, 5, processor.image_processor.size)
 prompts = encode(processor, load(base / "train.jsonl")[rank::world][:6])
 
 
