@@ -124,7 +124,7 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
         shard(layer)
     if not tied:  # else one parameter is both, and can't live in two groups
         shard(text.embed_tokens)
-    shard([text.norm, hf.lm_head] + ([text.embed_tokens] if tied else []), reshard_after_forward=False)
+    shard([text.embed_tokens][:tied] + [text.norm, hf.lm_head], reshard_after_forward=False)  # embedding first: its state-dict hook re-shards the group
     return shard(policy)
 
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
