@@ -49,7 +49,7 @@ def report(out: Path, summary: dict, metrics: dict[str, list[dict]]) -> None:
     for name, rows in metrics.items():
         reward.plot([r["step"] for r in rows], [r["reward"] for r in rows], label=name)
         counts = torch.tensor([r["advantages"] for r in rows]).sum(0).float()
-        advantage.stairs(counts / counts.sum(), torch.linspace(-3, 3, 25).tolist(), label=name, fill=False, linewidth=2)
+        advantage.stairs(counts / counts.sum(), torch.linspace(-3.125, 3.125, 26).tolist(), label=name, fill=False, linewidth=2)
     kinds = FIGURES[:-1]
     for i, name in enumerate(names):
         orders.bar([k + 0.27 * (i - 1) for k in range(len(kinds))], [summary[name][k] for k in kinds], width=0.27, label=name)
@@ -60,7 +60,7 @@ def report(out: Path, summary: dict, metrics: dict[str, list[dict]]) -> None:
     slots.set(title="accuracy by the slot of the right image", xlabel="slot", ylim=(0, 1.05))
     advantage.set(title="advantages of all rollouts (Fig. 9)", xlabel="A", ylabel="share")
     for axes in (reward, orders, slots, advantage):
-        axes.legend()
+        axes.legend(loc="upper left" if axes is advantage else "lower right")
     figure.savefig(out / "report.png", dpi=110)
 
 

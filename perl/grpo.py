@@ -19,7 +19,6 @@ once instead of n times, exactly:   [ prompt | o_1 | o_2 | .. | o_n ]   each o_k
 
 Torch only; math-verify and transformers are imported inside the one function that needs each.
 """
-import functools
 import math
 import re
 from collections.abc import Sequence
@@ -31,130 +30,111 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 # --- The reward: rule based, strict and total ---
-ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1  # the release's; the paper gives none
-WIDE = {c: c - 0xFEE0 for c in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⇒"), " .,-->>"))
-LETTER = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer|[Ii]mage)[\s:]*)?(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?=[.:)]|$))"
-                    r"(?:$|(?:[:)]|\.\s|(?<=[)\]]))\s*(?![,;>(])(.*))")  # an option's letter, and perhaps its text  # fmt: skip
-NAMES = "one first 1st 一|two second 2nd 二|three third 3rd 三|four fourth 4th 四|five fifth 5th 五|six sixth 6th 六|" \
-        "seven seventh 7th 七|eight eighth 8th 八|nine ninth 9th 九|ten tenth 10th 十"  # fmt: skip
-INDEX_OF = {name: i for i, names in enumerate(NAMES.split("|"), start=1) for name in names.split()}
-N, NOUN = rf"([0-9]{{1,3}}|{'|'.join(INDEX_OF)})", r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
-INDEX = re.compile(rf"(?:the )?(?:{NOUN}\s*(?:#|no\.|number)?\s*)?[(\[]?{N}[)\]]?|(?:the )?{N} (?:{NOUN}|one)"
-                   rf"|第\s*{N}\s*[张幅个副]?\s*{NOUN}?")  # fmt: skip
-TRUTH = dict.fromkeys("true yes 是 对 正确".split(), True) | dict.fromkeys("false no 否 错 错误".split(), False)
-UNIT = (r"(%|°|(?:(?<=[\s}])[mgshLNJWV]|[mcdk]m|[km]g|m[lL]|min|hours?|minutes?|seconds?|days?|years?|units?|meters?|inch(?:es)?"
-        r"|feet|ft|miles?|dollars?|km/h|m/s|[厘千]?米|元|度)(?:\^\{?[23]\}?|[²³])?)?")
-QUANTITY = re.compile(rf"(?:([a-zA-Z])\s*=\s*)?(.*?)\s*{UNIT}")  # x = 5 cm: name, term, unit
-CALL = r"\\(?:sqrt|sin|cos|tan|ln)(?![a-zA-Z])"
-TERM = re.compile(rf"(?:{CALL}|\\(?:[dtc]?frac|pi|cdot|times|div|alpha|beta|theta)(?![a-zA-Z])"
-                  r"|(?<![a-zA-Z])[a-zA-Z]{1,2}(?![a-zA-Z])|(?<![0-9])[0-9]{1,15}(?![0-9])|[-+*/^.(){}\[\] ])+")  # fmt: skip
-POWER = re.compile(r"\^\s*(?:\{\s*-?([0-9]{0,2}[a-z]?)(?:/[1-9])?\s*\}|([0-9a-z]))(?!\s*\^)")
-ADDED = re.compile(r"[0-9]\s+[0-9.]|[0-9)}]\s*\(\s*-?[0-9.]+\s*\)")  # math-verify adds: `5 4` is 9
+ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1    # the release's; the paper gives none
+_WIDE = {c: c - 0xFEE0 for c in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⇒"), " .,-->>"))
+_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_LETTER = re.compile(r"(?:(?i:option|choice|answer|image)[ :]*)?"                # (option, the text after it)
+                     r"[(\[]?([A-Z])(?:[)\]]?|(?:[:)\]]|\. ) ?(?![ ,;>(])(.*))|.*")
+_WORDS = ("one two three four five six seven eight nine ten", "一 二 三 四 五 六 七 八 九 十",
+          "first second third fourth fifth sixth seventh eighth ninth tenth")
+_NUMBER = {word: str(i) for words in _WORDS for i, word in enumerate(words.split(), start=1)}
+_NAME = _NUMBER | dict.fromkeys("yes 是 对 正确".split(), "true") | dict.fromkeys("no 否 错 错误".split(), "false")
+_NOUN = r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
+_INDEX = re.compile(rf"^(?:the |第 ?)?(?:{_NOUN} ?(?:#|no\.|number)? ?)?[(\[]?([0-9]{{1,3}}|{'|'.join(_NUMBER)})"
+                    rf"(?:st|nd|rd|th)?[)\]]? ?[张幅个]? ?(?:{_NOUN}|one)?$")
+_TUPLE = re.compile(r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)|.*")    # (bracket, elements, bracket)
+_QUANTITY = re.compile(r"(?:([a-zA-Z]) ?= ?)?(.*?) ?"        # x = 5 cm: (name, term, unit)
+                       r"((?:%|°|(?<=[ }])[mgshLNJWV]|[mcdk]m|[mk]g|mL|min|km/h|m/s|hours?|minutes?|seconds?|days?"
+                       r"|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars|[厘千]?米|元|度)(?:\^\{?[23]\}?|[²³])?)?")
+_TERM = re.compile(r"(?=.*[-0-9\\+*/^])(?!.*(?:\{\{|[0-9] [0-9.]|[0-9)}] ?\( ?-?[0-9.]+ ?\)))"    # to it 5(4) is 9
+                   r"(?:\\(?:sqrt|sin|cos|tan|ln|[dtc]?frac|pi|cdot|times|div|alpha|beta|theta)(?![a-zA-Z])"
+                   r"|(?<![a-zA-Z])[a-zA-Z]{1,2}(?![a-zA-Z])|(?<![0-9])[0-9]{1,15}(?![0-9])"
+                   r"|\^ ?(?:\{ ?-?(?:[0-9]{1,2}|[a-z]) ?\}|[0-9a-z])(?! ?\^)|[-+*/.(){}\[\] ])+")
+_STATES = 3000                               # of math-verify's parser, about 10 kB each, until it starts afresh
 
 def boxed(response: str) -> str | None:
     r"""The text in the last \boxed{...}, inner braces kept; None where there is no box or it never closes."""
-    start = max((box.end() for box in re.finditer(r"\\boxed\s*\{", response)), default=len(response))
-    depth = 1
-    for token in re.finditer(r"\\.|[{}]", response[start:], re.DOTALL):  # an escaped brace is text
+    text, depth = ["", *re.split(r"\\boxed\s*\{", response)[1:]][-1], 1
+    for token in re.finditer(r"\\.|[{}]", text, re.DOTALL):                       # an escaped brace is text
         depth += {"{": 1, "}": -1}.get(token[0], 0)
         if depth == 0:
-            return response[start : start + token.start()]
+            return text[:token.start()]
     return None
 
 def format_ok(response: str) -> bool:
-    r"""Whether the response is <think>...</think> ... \boxed{...} ..., with one thought; it may be empty, as in the release."""
+    r"""<think>...</think> ... \boxed{...} ..., with one thought. It may be empty, as in the release."""
     thought, _, rest = response.partition("</think>")
-    once = response.count("<think>") == response.count("</think>") == 1
-    return once and thought.lstrip().startswith("<think>") and boxed(rest) is not None
+    return thought.lstrip().startswith("<think>") and response.count("think>") == 2 and boxed(rest) is not None
 
 def reward(response: str, answer: str, options: dict[str, str] | None = None) -> float:
     """r = 0.9 accuracy + 0.1 format."""
     return ACCURACY_WEIGHT * accuracy(response, answer, options) + FORMAT_WEIGHT * format_ok(response)
 
 def accuracy(response: str, answer: str, options: dict[str, str] | None = None) -> float:
-    r"""1.0 where the last box gives `answer`, else 0.0; no response raises, hangs or grows memory.
-
-    A capital letter is an option: `A`, `(A)`, `A.`, `Option A`, `\text{A}`, `A. its text`, or its text alone where no other
-    option has it; `a` is not `A`, nor is `B+A-B` (which the release's grader takes for A). All else: see `_same`."""
-    box = boxed(response)
+    r"""1.0 where the last box gives `answer`, else 0.0; total: no response raises, hangs or grows memory. A capital
+    letter is an option: `A`, `(A)`, `A.`, `Option A`, `\text{A}`, `A. its text`, or its text alone where no other
+    option has it; `a` and `B+A-B` (mathruler's) are not `A`. All else: `_same`."""
+    box, gold = boxed(response), _plain(answer)
     if box is None or len(box) > 400 + len(answer) or sum(map(box.count, "([{")) > 40 + len(answer):
         return 0.0
-    box, gold, texts = _plain(box), _plain(answer), {key: _plain(text) for key, text in (options or {}).items()}
+    box, texts = _plain(box), {key: _plain(text) for key, text in (options or {}).items()}
     if gold not in texts and len(keys := [key for key, text in texts.items() if _same(gold, text)]) == 1:
-        gold = keys[0]  # the gold is an option's text
-    return float(box != "" and (_option(box, gold, texts) if LETTER.fullmatch(gold) else _same(box, gold)))
+        gold = keys[0]                       # the gold is an option's text
+    (named, rest), (letter, text) = (_LETTER.fullmatch(side).groups("") for side in (box, gold))
+    if not letter:
+        return float(_same(box, gold))
+    texts = texts or {letter: text}
+    if not named:
+        return float([key for key, text in texts.items() if _same(box, text)] == [letter])
+    agrees = _same(rest, texts[named]) if texts.get(named) else not re.search(r"\b[A-Z]\b", rest)    # "A: or B"
+    return float(named == letter and (agrees or not rest))
 
 def _plain(text: str) -> str:
     """Without wide forms, text commands, dollar signs, thousands separators and the final stop."""
-    text = text.translate(WIDE)
-    for _ in range(3):  # \textbf{\text{A}}
-        text = re.sub(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}", r" \1 ", text)
+    text = _WRAP.sub(r" \1 ", _WRAP.sub(r" \1 ", text.translate(_WIDE)))                       # \textbf{\text{A}}
     text = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;! ]|\\?\$|[\x00-\x1f]", " ", text)
     text = re.sub(r"\\(?:to|rightarrow)(?![a-z])|->", ">", text).replace(r"\%", "%").replace("{,}", ",")
     text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
     text = re.sub(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda n: n[0].replace(",", ""), text)
-    return re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
-
-def _option(box: str, gold: str, texts: dict[str, str]) -> bool:
-    (letter, text), (named, rest) = ((m[1] or m[2] or m[3], m[4] or "") if m else (None, "")
-                                     for m in map(LETTER.fullmatch, (gold, box)))  # fmt: skip
-    texts = texts or ({letter: text} if text else {})  # gold "A. 5" brings its own text
-    if named and not rest:
-        return named == letter
-    agrees = _same(rest, texts[named]) if named in texts else not re.search(r"\b[A-Z]\b", rest)  # not "A: or B"
-    return named == letter and agrees or [key for key, value in texts.items() if _same(box, value)] == [letter]
+    text = re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
+    return re.sub(r"^(?:[A-H]{2,}|[A-H](?: [A-H])+|\d(?: \d)+|(?:\(\w\)){2,})$",            # BA, B A, (B)(A): B,A
+                  lambda run: ",".join(re.findall(r"\w", run[0])), text)
 
 def _same(box: str, gold: str) -> bool:
-    """By the kind of gold: truth value (yes is true), equal text, image index, list in its order, quantity."""
-    if gold.lower() in TRUTH:
-        return TRUTH.get(box.lower()) is TRUTH[gold.lower()]
-    text, gold_text = (re.sub(r"\s*([-=+*/<>(){}|,:])\s*", r"\1", side).casefold() for side in (box, gold))
-    if text == gold_text:
+    r"""Equal as text (yes is true, `Image 2` and `the second image` are 2), as orders and tuples, or as quantities.
+    A dropped unit is forgiven, another unit is not. 50% is 0.5, and 50 with its sign dropped; not so up to 1."""
+    texts = [_INDEX.sub(r"\1", re.sub(r" ?([-=+*/<>(){}|,:]) ?", r"\1", side).casefold()) for side in (box, gold)]
+    if len({_NAME.get(text, text) for text in texts}) == 1:
         return gold != ""
-    if (found := INDEX.fullmatch(box.lower())) and (wanted := INDEX.fullmatch(gold.lower())):
-        i, j = (next(filter(None, m.groups())) for m in (found, wanted))  # `2`, `Image 2`, `image two`
-        return (INDEX_OF.get(i) or int(i)) == (INDEX_OF.get(j) or int(j))
-    (shell, parts), (gold_shell, golds) = _list(box), _list(gold)
-    free = shell == gold_shell or len(golds) > 2 or not (shell and gold_shell)  # an order stands in any brackets or none,
-    if len(parts) != len(golds) or not free or r"\{" in shell + gold_shell:  # but (0,1) is not [0,1], and a set no order
-        return False
-    return all(map(_same, parts, golds)) if len(golds) > 1 else _quantity(box, gold)
-
-def _list(text: str) -> tuple[str, list[str]]:
-    """(brackets, elements) of `2,1`, `[2, 1]`, `2 > 1`, `BA`, `(2)(1)`; else ("", [text])."""
-    if re.fullmatch(r"(?!.*([A-H]).*\1)[A-H]{2,}|[A-H]( [A-H])+|\d( \d)+|(\(\w\)){2,}", text):
-        return "", re.findall(r"\w", text)
-    shell = re.fullmatch(r"(\\\{|\(|\[)([^()\[\]]*)(\\\}|\)|\])", text)
-    parts = re.split("[,;>]", shell[2] if shell else text)
-    flat = len(parts) > 1 and (shell or not re.search(r"[()\[\]{}]", text))
-    return (shell[1] + shell[3] if shell else "", [part.strip() for part in parts]) if flat else ("", [text])
-
-def _quantity(box: str, gold: str) -> bool:
-    """A dropped unit is forgiven, another is not. 50% is 0.5; its sign may be dropped above 1 (0.5 is not both 0.5% and 50%)."""
-    (name, x, unit), (gold_name, y, gold_unit) = (QUANTITY.fullmatch(side).groups() for side in (box, gold))
-    other = (name and gold_name and name != gold_name) or (unit and gold_unit and unit != gold_unit)
-    if other or (y := _value(y)) is None or (x := _value(x)) is None:
+    (a, x, b), (c, y, d) = (_TUPLE.fullmatch(side).groups(side) for side in (box, gold))
+    parts, golds = (re.split(r" ?[,;>] ?(?![^(\[]*[)\]])", inner) for inner in (x, y))
+    if max(len(parts), len(golds)) > 1:      # orders stand in any brackets, but (0,1) is not [0,1]
+        alike = a + b == c + d or not a + b or not c + d or len(golds) > 2
+        return alike and len(parts) == len(golds) and all(map(_same, parts, golds))
+    (name, x, unit), (gold_name, y, gold_unit) = (_QUANTITY.fullmatch(side).groups() for side in (box, gold))
+    names, units = {name, gold_name, None}, {unit, gold_unit, None}
+    if 3 in (len(names), len(units)) or (y := _value(y)) is None or (x := _value(x)) is None:
         return False
     p, q = (z / 100 if u == "%" else z for z, u in ((x, unit), (y, gold_unit)))
-    return any(abs(a - b) <= 1e-9 + 1e-6 * abs(b) for a, b in ((p, q), (x, y))[: 1 + (abs(y) > 1)])
+    return any(abs(v - w) <= 1e-9 + 1e-6 * abs(w) for v, w in ((p, q), (x, y))[:1 + (abs(y) > 1)])
 
-@functools.lru_cache(maxsize=1024)
 def _value(latex: str) -> complex | None:
-    """A term's value with each variable at a fixed point, None for no term: symbolic simplification may cost what the response
-    likes. math-verify parses, without its alarm, which wants the main thread; guards bound size and powers instead."""
-    powers = [p[1] or p[2] or "1" for p in POWER.finditer(latex)]
-    size = math.prod(max(1, int(p)) if p.isdigit() else 4 * int(p[:-1] or 1) for p in powers)  # x < 4
-    small = len(latex) <= 100 and latex.count("{") <= 12 and latex.count("(") + latex.count("[") <= 3 and size <= 200
-    if not small or "{{" in latex or len(re.findall(CALL, latex)) > 3 or len(powers) != latex.count("^"):
+    """The value of a term, each variable at a fixed generic point: symbolic simplification may cost what the response
+    likes. None where it is no term or a costly one: math-verify's time limit (signal.alarm) needs the main thread."""
+    latex = re.sub(r"^(-?[0-9]+) ([0-9]+)/([0-9]+)$", r"\1\\frac{\2}{\3}", latex)              # 1 1/2
+    size = math.prod(int(p) or 1 if p.isdigit() else 4 for p in re.findall(r"\^[ {-]*([0-9]+|[a-z])", latex))
+    few = latex.count("{") <= 12 and len(re.findall(r"[(\[]", latex)) <= 3 >= len(re.findall(r"\\(?:s|co|ta|l)", latex))
+    if size > 200 or len(latex) > 100 or not few or not _TERM.fullmatch(latex):
         return None
-    latex = re.sub(r"^(-?[0-9]+) ([0-9]+)/([0-9]+)$", r"\1\\frac{\2}{\3}", latex)  # 1 1/2
-    if not TERM.fullmatch(latex) or not re.search(r"[-0-9\\+*/^]", latex) or ADDED.search(latex):
-        return None
+    from latex2sympy2_extended.antlr_parser import PSParser
     from math_verify import LatexExtractionConfig, parse
+    if sum(len(dfa.states) for dfa in PSParser.decisionsToDFA) > _STATES:                      # it never forgets
+        PSParser.decisionsToDFA = [type(dfa)(dfa.atnStartState, dfa.decision) for dfa in PSParser.decisionsToDFA]
+        PSParser.sharedContextCache = type(PSParser.sharedContextCache)()
     try:
         term = parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)[0]
         return complex(term.evalf(15, subs={s: 0.5 + sum(map(ord, s.name)) % 89 / 31 for s in term.free_symbols}))
-    except Exception:  # antlr and sympy raise anything on malformed terms
+    except Exception:                        # antlr and sympy raise anything on malformed terms
         return None
 
 # --- Eqs. 4-5: one baseline and one spread for all orders of a question ---

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -124,12 +124,15 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
         shard(layer)
     if not tied:  # else one parameter is both, and can't live in two groups
         shard(text.embed_tokens)
-    shard([text.embed_tokens][:tied] + [text.norm, hf.lm_head], reshard_after_forward=False)  # embedding first: its state-dict hook re-shards the group
+    shard([text.embed_tokens][:tied] + [text.norm, hf.lm_head], reshard_after_forward=False)
     return shard(policy)
 
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, full tensor), gathered one at a time: no rank ever holds a second whole model. Collective."""
-    for name, weight in policy.state_dict().items():  # state_dict, not parameters: it re-shards what a forward left whole
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a forward without backward leaves some groups whole
+    for name, weight in policy.state_dict().items():
         weight = weight.to(dtype)
         yield name.removeprefix("model."), weight.full_tensor() if isinstance(weight, DTensor) else weight
 
@@ -207,7 +210,7 @@ def reward_metrics(groups: Sequence[Group]) -> dict:
         "response_length": mean([len(o.ids) for o in rollouts]),
         "cut_off": mean([not o.finished for o in rollouts]),
         "tokens": sum(sum(g.rows) for g in groups) + sum(len(o.ids) for o in rollouts),
-        "advantages": torch.histc(torch.cat([g.advantages for g in groups]), bins=24, min=-3.0, max=3.0).int().tolist(),
+        "advantages": torch.histc(torch.cat([g.advantages for g in groups]), bins=25, min=-3.125, max=3.125).int().tolist(),
     }
 
 def show(group: Group, k: int) -> str:

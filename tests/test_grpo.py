@@ -34,9 +34,11 @@ def test_advantages_are_the_equations(rewards):
 
 
 @pytest.mark.parametrize("r", [0.0, 0.1, 0.3, 1.0, 1e-30])
-def test_no_spread_is_exactly_zero(r):
-    A = advantages(torch.full((3, 12), r))
-    assert torch.equal(A, torch.zeros(3, 12))
+@pytest.mark.parametrize("n", [1, 3, 6, 7, 12, 49])
+def test_no_spread_is_exactly_zero(r, n):
+    """Also where the mean of n equal numbers is not that number: 0.1 * 3 / 3."""
+    A = advantages(torch.full((3, n), r, dtype=torch.float64))
+    assert torch.equal(A, torch.zeros(3, n))
 
 
 def test_merged_baseline_differs_from_two_groups():

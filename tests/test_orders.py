@@ -50,13 +50,14 @@ def test_figures_on_hand_made_output():
         record("c", 0, 1, "a", 1), record("c", 1, 1, "a", 2),  # consistently right
         record("d", 0, 0, None, 1), record("d", 1, 0, None, 2),  # never answers: not the same answer
         record("e", 0, 1, "7", kind="fixed"),  # can't be permuted: counts in `given` alone
+        record("f", 0, 0, "a"), record("f", 1, 1, "b"),  # right only in the permuted order
     ]  # fmt: skip
     assert summarise(records) == {
-        "questions": 5, "permutable": 4,
-        "given": pytest.approx(3 / 5), "mean_over_orders": pytest.approx((0.5 + 0 + 1 + 0) / 4),
-        "worst_order": pytest.approx(1 / 4), "best_order": pytest.approx(2 / 4), "consistency": pytest.approx(2 / 4),
+        "questions": 6, "permutable": 5,
+        "given": pytest.approx(3 / 6), "mean_over_orders": pytest.approx((0.5 + 0 + 1 + 0 + 0.5) / 5),
+        "worst_order": pytest.approx(1 / 5), "best_order": pytest.approx(3 / 5), "consistency": pytest.approx(2 / 5),
         "by_slot": {"1": pytest.approx(2 / 4), "2": pytest.approx(1 / 4)},
-        "by_kind": {"fixed": 1.0, "options": pytest.approx(3 / 8)},
+        "by_kind": {"fixed": 1.0, "options": pytest.approx(4 / 10)},
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from perl.grpo import Row
@@ -38,6 +39,9 @@ def gap(temperature=1.0) -> float:
 def move(part: str, scale: float) -> None:
     """A large random step of the parameters whose name holds `part`, the same on every number of ranks."""
     g = torch.Generator().manual_seed(0)
+    for module in policy.modules():  # after a forward without backward FSDP holds some groups whole
+        if isinstance(module, FSDPModule):
+            module.reshard()
     with torch.no_grad():
         for name, p in policy.named_parameters():
             if part in name and p.dim() > 1:
@@ -46,12 +50,10 @@ def move(part: str, scale: float) -> None:
 
 
 gaps = {"fresh": gap(), "temperature 0.7": gap(0.7)}
-policy.state_dict()  # after a forward FSDP leaves the root whole; this re-shards it, as the trainer's backward does
 move("", 0.5)
 gaps["all moved, no sync"] = gap()
 engine.sync(full_weights(policy, torch.float32))
 gaps["all moved, synced"] = gap()
-policy.state_dict()
 move("visual", 2.0)
 gaps["vision moved, no sync"] = gap()
 engine.sync(full_weights(policy, torch.float32))
