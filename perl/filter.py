@@ -118,7 +118,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = p.parse_args(argv)
     rank, world, _ = join_torchrun()
     samples = load(args.data)
-    target = json.loads(Path(args.target).read_text()) if args.target else PAPER_AFTER
+    try:
+        target = json.loads(Path(args.target).read_text()) if args.target else PAPER_AFTER
+    except (OSError, ValueError) as error:
+        raise DataError(f"{args.target}: --target: {error}") from error
     if not (isinstance(target, (list, tuple)) and len(target) == 11 and min(target) >= 0 < sum(target)):
         raise DataError(f"{args.target}: a target is a JSON list of 11 weights, for mean accuracy 0, 0.1, .. 1")
     out, path = Path(args.out), Path(f"{args.out}.scores.jsonl")

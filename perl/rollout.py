@@ -61,12 +61,17 @@ class Rollout:
 
 # --- From a sample to a prompt ---
 def load_processor(model: str, max_pixels: int):
-    """The model's own processor, images capped at `max_pixels`. Raises DataError when `model` is no model with a processor."""
-    from transformers import AutoProcessor
+    """The model's own processor, images capped at `max_pixels`. Raises DataError when `model` is no model that sees images."""
+    from transformers import AutoConfig, AutoProcessor, ProcessorMixin
     try:
         processor = AutoProcessor.from_pretrained(model)
+        AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {model}: no model with a processor there ({str(error).splitlines()[0]})") from error
+    if not isinstance(processor, ProcessorMixin):
+        raise DataError(f"--model {model}: it reads no images, its processor is a {type(processor).__name__}")
+    if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
+        raise DataError(f"--model {model}: no weights (*.safetensors) there")
     pixels = processor.image_processor
     pixels.size = {key: min(pixels.size[key], max_pixels) for key in ("shortest_edge", "longest_edge")}
     return processor

@@ -1,6 +1,7 @@
 """perl/train.py and perl/rollout.py as they run: torchrun, FSDP2 and vLLM, on two ranks and a tiny model."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -156,6 +157,11 @@ def test_bad_set_ups(digits, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     refuses(["empty.jsonl", "empty"], *model, "--data", tmp_path / "empty.jsonl")
     refuses(["--model", str(tmp_path)], "--model", tmp_path, *data)
+    bare = tmp_path / "bare"
+    shutil.copytree(digits / "base", bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    refuses(["--model", "weights"], "--model", bare, *data)
+    (bare / "processor_config.json").unlink()
+    refuses(["--model", "processor"], "--model", bare, *data)  # whatever is left is no model that sees images
     refuses(["train.jsonl:1", "question", "--max-prompt 20"], *model, *data, "--max-prompt", "20")
     refuses(["context of 4096", "--max-tokens 4080"], *model, *data, "--max-tokens", "4080")
     refuses(["--prompts 8", "multiple of 16"], *model, *data, "--updates", "2", world=8)
