@@ -224,6 +224,9 @@ def run(main: Callable[[], None]) -> None:
     rank finds the same mistake; rank 0 says it while the others wait for torchrun to end them."""
     try:
         main()
+        if dist.is_initialized():  # no engine was built, or it left the group alone
+            dist.barrier()
+            dist.destroy_process_group()
     except DataError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)
