@@ -63,6 +63,8 @@ class Rollout:
 def load_processor(model: str, max_pixels: int):
     """The model's own processor, images capped at `max_pixels`. Raises DataError when `model` is no model that sees images."""
     from transformers import AutoConfig, AutoProcessor, ProcessorMixin
+    if not model:
+        raise DataError("--model is missing: a Hugging Face directory or hub id")
     try:
         processor = AutoProcessor.from_pretrained(model)
         AutoConfig.from_pretrained(model)
@@ -222,13 +224,16 @@ def join_torchrun() -> tuple[int, int, torch.device]:
 def run(main: Callable[[], None]) -> None:
     """A script's last line: run `main`; a user's mistake (DataError) ends in one sentence on stderr and exit code 1. Every
     rank finds the same mistake; rank 0 says it while the others wait for torchrun to end them."""
+    code = None
     try:
         main()
         if dist.is_initialized():  # no engine was built, or it left the group alone
             dist.barrier()
-            dist.destroy_process_group()
     except DataError as error:
+        code = f"{Path(sys.argv[0]).name}: {error}"
         if os.environ.get("RANK", "0") != "0":
             time.sleep(10)
-            sys.exit(1)
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+            code = 1
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)

@@ -156,6 +156,7 @@ def test_bad_set_ups(digits, tmp_path):
     model, data = ("--model", digits / "base"), ("--data", digits / "train.jsonl", "--prompts", "8")
     (tmp_path / "empty.jsonl").write_text("")
     refuses(["empty.jsonl", "empty"], *model, "--data", tmp_path / "empty.jsonl")
+    refuses(["--model is missing"], *data)
     refuses(["--model", str(tmp_path)], "--model", tmp_path, *data)
     bare = tmp_path / "bare"
     shutil.copytree(digits / "base", bare, ignore=shutil.ignore_patterns("*.safetensors"))
