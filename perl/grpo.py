@@ -66,9 +66,13 @@ def format_ok(response: str) -> bool:
     thought, _, rest = response.partition("</think>")
     return thought.lstrip().startswith("<think>") and response.count("think>") == 2 and boxed(rest) is not None
 
-def reward(response: str, answer: str, options: dict[str, str] | None = None) -> float:
+def shaped(right: float, formed: bool) -> float:
     """r = 0.9 accuracy + 0.1 format."""
-    return ACCURACY_WEIGHT * accuracy(response, answer, options) + FORMAT_WEIGHT * format_ok(response)
+    return ACCURACY_WEIGHT * right + FORMAT_WEIGHT * formed
+
+def reward(response: str, answer: str, options: dict[str, str] | None = None) -> float:
+    """The reward of one response. A caller that has its accuracy already calls `shaped`: grading can be slow."""
+    return shaped(accuracy(response, answer, options), format_ok(response))
 
 def accuracy(response: str, answer: str, options: dict[str, str] | None = None) -> float:
     r"""1.0 where the last box gives `answer`, else 0.0; total: no response raises, hangs or grows memory. A capital

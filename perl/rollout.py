@@ -61,13 +61,13 @@ class Rollout:
 
 # --- From a sample to a prompt ---
 def load_processor(model: str, max_pixels: int):
-    """The model's own processor, images capped at `max_pixels`. Raises DataError when `model` is no model that sees images."""
+    """The model's own processor, images capped at `max_pixels`, and its context. Raises DataError unless it sees images."""
     from transformers import AutoConfig, AutoProcessor, ProcessorMixin
     if not model:
         raise DataError("--model is missing: a Hugging Face directory or hub id")
     try:
         processor = AutoProcessor.from_pretrained(model)
-        AutoConfig.from_pretrained(model)
+        context = AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings
     except (OSError, ValueError) as error:
         raise DataError(f"--model {model}: no model with a processor there ({str(error).splitlines()[0]})") from error
     if not isinstance(processor, ProcessorMixin):
@@ -76,7 +76,7 @@ def load_processor(model: str, max_pixels: int):
         raise DataError(f"--model {model}: no weights (*.safetensors) there")
     pixels = processor.image_processor
     pixels.size = {key: min(pixels.size[key], max_pixels) for key in ("shortest_edge", "longest_edge")}
-    return processor
+    return processor, context
 
 def prompt_text(processor, question: str) -> str:
     """The chat prompt of one user turn: the question with its `<image>` slots, then INSTRUCTION. One pad per image."""
@@ -100,9 +100,7 @@ def _open(sample: Sample, path: str) -> PILImage.Image:
 def prepare(args, samples: Sequence[Sample]):
     """The processor, and the arguments of an Engine that holds the prompts of `samples`; reads only the headers of images.
     Raises DataError for an unreadable image, and for a prompt over --max-prompt or too long for the model's context."""
-    from transformers import AutoConfig
-    processor = load_processor(args.model, args.max_pixels)
-    context = AutoConfig.from_pretrained(args.model).get_text_config().max_position_embeddings
+    processor, context = load_processor(args.model, args.max_pixels)
     limit, images, longest = min(args.max_prompt, context - args.max_tokens - SLACK), processor.image_processor, 0
     pixels = {"min_pixels": images.size["shortest_edge"], "max_pixels": images.size["longest_edge"]}
     for sample in samples:

@@ -38,7 +38,7 @@ from transformers import AutoModelForImageTextToText
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from perl.grpo import Policy, Row, accuracy, advantages, format_ok, grpo_loss, reward, rollout_mean
+from perl.grpo import Policy, Row, accuracy, advantages, format_ok, grpo_loss, rollout_mean, shaped
 from perl.permute import Copy, DataError, Sample, alpha, copies, load, options
 from perl.rollout import Engine, Rollout, add_engine_arguments, encode, join_torchrun, prepare, run, seed_for
 
@@ -102,7 +102,8 @@ def sample_groups(engine: Engine, processor, questions: Sequence[Sample], step: 
         rows = tuple(Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in n)) for p, n in zip(prompts[mine], sampled[mine]))
         # Each rollout is graded against the answer of its own order: y_i of Eq. 1.
         asked = [(o.text, c.sample.answer, options(c.sample.question)) for c, n in zip(group, sampled[mine]) for o in n]
-        right, r = torch.tensor([accuracy(*a) for a in asked]), torch.tensor([reward(*a) for a in asked])
+        right = torch.tensor([accuracy(*a) for a in asked])
+        r = torch.tensor([shaped(y, format_ok(text)) for y, (text, *_) in zip(right.tolist(), asked)])
         graded.append(Group(tuple(group), rows, tuple(o for n in sampled[mine] for o in n), right, r, advantages(r[None])[0]))
     return graded
 
@@ -187,11 +188,10 @@ def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None,
         norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).full_tensor())  # release
         optimizer.step()
         optimizer.zero_grad()
-    totals = torch.stack([*sums.values()])
-    dist.all_reduce(totals)
+    dist.all_reduce(totals := torch.stack([*sums.values()]))
     dist.all_reduce(gap_max, op=dist.ReduceOp.MAX)
-    norm = torch.stack(norms).mean().item()
-    return dict(zip(sums, totals.tolist())) | {"grad_norm": norm, "logp_gap_max": gap_max.item()}
+    sums = dict(zip(sums, totals.tolist()))
+    return sums | {"grad_norm": torch.stack(norms).mean().item(), "logp_gap_max": gap_max.item()}
 
 def reward_metrics(groups: Sequence[Group]) -> dict:
     """What the rollouts of a step say, over all ranks' groups. Collective."""

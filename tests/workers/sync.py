@@ -20,7 +20,7 @@ from perl.train import build_policy, full_weights
 base, out = Path(sys.argv[1]), Path(sys.argv[2])
 rank, world, device = join_torchrun()
 model = str(base / "base")
-processor = load_processor(model, 512 * 512)
+processor, _ = load_processor(model, 512 * 512)
 policy = build_policy(model, device, init_device_mesh(device.type, (world,)), trained=True)
 engine = Engine(model, 200, 16, 5, processor.image_processor.size)
 prompts = encode(processor, load(base / "train.jsonl")[rank::world][:6])

@@ -20,7 +20,7 @@ from perl.train import Group, build_policy, full_weights, logps_of, parse_args, 
 base, out, n_s, beta, micro = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
 rank, world, device = join_torchrun()
 args = parse_args(["--updates", "2", "--n-s", str(n_s), "--n", "3", "--beta", str(beta), "--micro-batch", str(micro)])
-processor = load_processor(str(base / "base"), args.max_pixels)
+processor, _ = load_processor(str(base / "base"), args.max_pixels)
 
 
 def fixed_group(x) -> Group:
