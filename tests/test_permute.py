@@ -17,6 +17,7 @@ from perl.permute import DataError, Refused, Sample, alpha, copies, inverse, loa
 ROOT = Path(__file__).resolve().parents[1]
 NLVR2 = [json.loads(line)["sentence"] for line in (ROOT / "tests/fixtures/nlvr2_200.jsonl").read_text().splitlines()]
 ORDINALS = "first second third fourth fifth sixth".split()
+ONES = "one two three four five six".split()
 
 
 def nlvr2(k: int, sentence: str) -> Sample:
@@ -32,8 +33,11 @@ def samples(draw, orders=("references", "index", "options", "sequence", "invaria
     order = draw(st.sampled_from(orders))
     stem = draw(st.integers(0, n - 2)) if order == "options" else 0
     i, j = draw(st.integers(0, n - 1)), draw(st.integers(0, n - 1))
-    form = draw(st.sampled_from((lambda k: f"image {k + 1}", lambda k: f"the {ORDINALS[k]} photo", lambda k: f"picture {'ABCDEF'[k]}",
-                                 lambda k: f"Figure ({k + 1})", lambda k: f"第{'一二三四五六'[k]}张图")))
+    forms = [lambda k: f"image {k + 1}", lambda k: f"the {ORDINALS[k]} photo", lambda k: f"picture {'ABCDEF'[k]}",
+             lambda k: f"image {ONES[k]}", lambda k: f"Figure ({k + 1})", lambda k: f"第{'一二三四五六'[k]}张图", lambda k: f"图{k + 1}"]
+    if order == "references":  # next to "which image", these may be parts of one
+        forms += [lambda k: f"#{k + 1}", lambda k: f"diagram {k + 1}"]
+    form = draw(st.sampled_from(forms))
     images = tuple(f"{k}.png" for k in range(n))
     holes = "<image>" * n
     text = f"{holes}\nIs {form(i)} darker than {form(j)}?"
@@ -111,6 +115,27 @@ def test_the_images_a_text_names_are_the_same():
             assert [y.images[s] for s in slots] == [x.images[k] for k in (a, b, c, d)]
 
 
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_a_set_names_the_same_images_or_is_refused(n):
+    """Ranges and the first or last k under all orders of n images, read by hand: said exactly when it is a range, or an end."""
+    ranges = {f"images {a + 1} {to} {b + 1}": set(range(a, b + 1)) for b in range(n) for a in range(b) for to in ("to", "through")}
+    ends = {f"the {end} {ONES[k - 1]} images": set(range(k) if end == "first" else range(n - k, n))
+            for k in range(2, n + 1) for end in ("first", "last")}
+    for texts in (ranges, ends):
+        for text, named in texts.items():
+            x = Sample("x", tuple("abcd"[:n]), "<image>" * n + f" Do {text} match?", "yes", "references")
+            for sigma in itertools.permutations(range(n)):
+                want = {inverse(sigma)[k] for k in named}
+                sayable = want in texts.values()
+                try:
+                    y = permute(x, sigma)
+                except Refused:
+                    assert not sayable
+                else:
+                    said = y.question.removeprefix("<image>" * n + " Do ").removesuffix(" match?")
+                    assert texts[said] == want and {y.images[k] for k in want} == {x.images[k] for k in named}
+
+
 def test_identity_returns_an_equal_sample_of_every_kind():
     for order in ("invariant", "options", "index", "references", "sequence", "fixed"):
         x = Sample("x", ("a", "b"), "<image><image> The previous image", "A", order)
@@ -161,6 +186,11 @@ def test_sigma_is_uniform_over_the_other_23_orders_of_four():
         assert (0, 1, 2, 3) not in counts and len(counts) == 23
         chi2 = sum((count - 400) ** 2 / 400 for count in counts.values())
         assert chi2 < 48.3                                      # 22 degrees of freedom, p = 0.001
+
+
+def test_with_its_coin_sigma_is_uniform_over_all_24_orders():
+    counts = Counter(copies(four(k), 1, 23 / 24, 0, 0)[1].sigma for k in range(24 * 400))
+    assert len(counts) == 24 and sum((count - 400) ** 2 / 400 for count in counts.values()) < 49.8  # 23 degrees of freedom
 
 
 @pytest.mark.parametrize("alpha_t", [0.0, 0.1, 0.5, 0.9, 1.0])
