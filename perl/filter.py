@@ -7,12 +7,11 @@ the histograms before and after (means 0.78 and 0.38), but not the rule between 
     keep_b = min(have_b, round(target_b N)),   b = 0, 0.1, .. 1,
 
 with the largest N for which every bin stays within one percentage point of its target, by default the published "after".
-Bins in which there is no question are reported and left out of the target.
+Bins in which there is no question are left out of the target; what a bin lacks is reported. One image or many: one rule.
 
     python perl/filter.py IN.jsonl --model DIR --out OUT.jsonl [--keep 0.1 0.9]      (or under torchrun: ranks share the work)
 
-Scores are appended to OUT.scores.jsonl as they come: a run that was cut off goes on where it stopped, and one with another
-target samples nothing.
+Scores are appended to OUT.scores.jsonl as they come: a run cut off goes on where it stopped, another target samples nothing.
 """
 import argparse
 import json
@@ -32,12 +31,11 @@ from perl.rollout import Engine, add_engine_arguments, encode, join_torchrun, pr
 
 # Fig. 3b, per cent of questions kept at mean accuracy 0, 0.1, .. 1, read off the figure (+-0.3).
 PAPER_AFTER = (12.0, 10.8, 11.5, 12.1, 14.9, 17.4, 6.2, 4.7, 3.8, 2.9, 3.3)
-CHUNK = 64  # questions sampled at a time on a rank: what an interruption can lose
+CHUNK = 32  # questions sampled at a time on a rank; an interruption loses those in flight, no score
 
 def histogram(scores: Sequence[float]) -> list[int]:
     """Questions in each of the 11 bins 0, 0.1, .. 1 of mean accuracy."""
-    bins = [round(score * 10) for score in scores]
-    return [bins.count(b) for b in range(11)]
+    return [sum(round(score * 10) == b for score in scores) for b in range(11)]
 
 def quotas(have: Sequence[int], target: Sequence[float], tolerance: float = 0.01) -> list[int]:
     """How many questions of each bin to keep. have: questions in each bin; target: non-negative weights, one a bin."""
@@ -58,18 +56,19 @@ def resample(scores: Sequence[float], target: Sequence[float] = PAPER_AFTER, see
 def mean(scores: Sequence[float]) -> float:
     return sum(scores) / max(1, len(scores))
 
+def mend(path: Path) -> None:
+    """Cut off a last line of the scores that a kill has torn; its question is scored again."""
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1) if path.exists() else None
+
 def read_scores(path: Path, settings: dict) -> dict[str, float]:
-    """Scores on disk that were made with `settings`; a line torn by a kill is dropped, and its question scored again."""
-    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    """Scores on disk that were made with `settings`."""
+    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
     return {row["id"]: row["accuracy"] for row in rows if row["settings"] == settings}
 
 def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, settings: dict) -> None:
     """Sample this rank's share of `samples`, and append each score to `path`. Collective."""
     processor, limits = prepare(args, samples)
     engine = Engine(*limits)
-    if rank == 0 and path.exists():
-        path.write_text("".join(line + "\n" for line in path.read_text().split("\n")[:-1]))  # cut a torn last line off
-    dist.barrier()
     mine, scores = samples[rank::world], []
     with tqdm(total=len(mine), desc="scoring", disable=rank != 0, dynamic_ncols=True) as bar:
         for start in range(0, len(mine), CHUNK):
@@ -85,24 +84,23 @@ def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, se
     engine.close()
 
 def report(before: Sequence[float], after: Sequence[float], target: Sequence[float] | None) -> str:
-    """Fig. 3b as text: questions in each bin, before and after, and those the target misses."""
-    lines = ["accuracy   there   share    kept   share  target"]
-    for b, (had, kept) in enumerate(zip(histogram(before), histogram(after))):
-        note = f" {target[b] / sum(target):7.1%}{'' if had or not target[b] else '   missing: no such question'}" if target else ""
+    """Fig. 3b as text: questions there, kept, and missing, that is, short of the target's share of those kept, in each bin."""
+    lines = ["accuracy   there   share    kept   share" + ("  target missing" if target else "")]
+    shares = [t / sum(target) for t in target] if target else [0.0] * 11
+    for b, (had, kept, share) in enumerate(zip(histogram(before), histogram(after), shares)):
+        note = f" {share:7.1%} {max(0, round(share * len(after)) - kept):7d}" if target else ""
         lines.append(f"{b / 10:8.1f} {had:7d} {had / len(before):7.1%} {kept:7d} {kept / max(1, len(after)):7.1%}{note}")
     return "\n".join([*lines, f"    mean {len(before):7d} {mean(before):7.2f} {len(after):7d} {mean(after):7.2f}"])
 
 def plot(before: Sequence[float], after: Sequence[float], path: str) -> None:
     """Fig. 3b as a picture."""
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.subplots()
+    axes = (figure := Figure(figsize=(6, 3.2), layout="constrained")).subplots()
     for offset, scores, name in ((-0.02, before, "before"), (0.02, after, "after")):
         shares = [100 * count / max(1, len(scores)) for count in histogram(scores)]
-        label = f"{name}: {len(scores)} questions, mean {mean(scores):.2f}"
-        axes.bar([b / 10 + offset for b in range(11)], shares, width=0.04, label=label)
+        axes.bar([b / 10 + offset for b in range(11)], shares, 0.04, label=f"{name}: {len(scores)} questions, mean {mean(scores):.2f}")
     axes.set(xlabel="mean accuracy over rollouts", ylabel="questions (%)", title="Difficulty filter (Fig. 3b)")
-    axes.legend()
+    figure.legend(loc="outside lower center")
     figure.savefig(path, dpi=120)
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -115,34 +113,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--plot", help="where to draw Fig. 3b")
     p.add_argument("--seed", type=int, default=0)
     add_engine_arguments(p)
-    args = p.parse_args(argv)
-    rank, world, _ = join_torchrun()
+    args, (rank, world, _) = p.parse_args(argv), join_torchrun()
     samples = load(args.data)
     try:
         target = json.loads(Path(args.target).read_text()) if args.target else PAPER_AFTER
-    except (OSError, ValueError) as error:
-        raise DataError(f"{args.target}: --target: {error}") from error
-    if not (isinstance(target, (list, tuple)) and len(target) == 11 and min(target) >= 0 < sum(target)):
-        raise DataError(f"{args.target}: a target is a JSON list of 11 weights, for mean accuracy 0, 0.1, .. 1")
+        if not (len(target) == 11 and min(target) >= 0 < sum(target) < float("inf")):
+            raise ValueError("a target is a JSON list of 11 weights, for mean accuracy 0, 0.1, .. 1")
+    except (OSError, TypeError, ValueError) as error:
+        raise DataError(f"--target: {args.target}: {error}") from error
     out, path = Path(args.out), Path(f"{args.out}.scores.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: getattr(args, key) for key in ("model", "rollouts", "max_tokens", "max_pixels", "seed")}
+    mend(path) if rank == 0 else None
+    dist.barrier()
     known = read_scores(path, settings)
     if missing := [x for x in samples if x.id not in known]:
         score(missing, args, rank, world, path, settings)
     if rank == 0:
         known = read_scores(path, settings)
         scores = [known[x.id] for x in samples]
-        kept = resample(scores, target, args.seed)
-        if args.keep:  # the simpler rule that most codebases use
-            kept = [i for i, s in enumerate(scores) if args.keep[0] <= s <= args.keep[1]]
-        rows = [json.loads(line) for line in Path(args.data).read_text().splitlines() if line.strip()]
-        with open(out, "w") as file:
+        kept = [i for i, s in enumerate(scores) if args.keep[0] <= s <= args.keep[1]] if args.keep else resample(scores, target, args.seed)
+        rows = [json.loads(line) for line in Path(args.data).read_text(encoding="utf-8").split("\n") if line.strip()]
+        with open(out, "w", encoding="utf-8") as file:
             for i in kept:
                 images = [os.path.relpath(image, out.parent) for image in samples[i].images]
                 file.write(json.dumps(rows[i] | {"images": images, "accuracy": scores[i]}, ensure_ascii=False) + "\n")
-        after = [scores[i] for i in kept]
-        print(report(scores, after, None if args.keep else target))
+        print(report(scores, after := [scores[i] for i in kept], None if args.keep else target))
         if args.plot:
             plot(scores, after, args.plot)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perl.filter import PAPER_AFTER, histogram, quotas, read_scores, resample
+from perl.filter import PAPER_AFTER, histogram, mend, quotas, read_scores, report, resample
 
 # Fig. 3b, per cent of questions at mean accuracy 0, 0.1, .. 1 before the filter, read off the figure (+-0.3).
 PAPER_BEFORE = (1.0, 1.5, 2.2, 3.1, 4.3, 5.5, 6.8, 9.0, 12.0, 19.4, 34.5)
@@ -57,11 +57,43 @@ def test_an_empty_bin_is_left_out_of_the_target():
     assert len(kept) == 10 and kept[0.5] / sum(kept.values()) == pytest.approx(17.4 / (99.6 - 12.0), abs=0.01)
 
 
+def test_as_many_questions_as_the_target_allows():
+    """No larger number of questions, in any split, stays within a point of the target: small cases, all splits tried."""
+    for have, target in (((3, 5, 2), (1, 1, 1)), ((6, 1, 4), (3, 1, 2)), ((0, 4, 3), (1, 1, 2)), ((8, 2, 2), (2, 1, 1))):
+        full, weights = [*have, *[0] * 8], [*target, *[0] * 8]
+        total = sum(t for t, h in zip(target, have) if h)
+        share = [t / total if h else 0 for t, h in zip(target, have)]
+        best = 0
+        for a in range(have[0] + 1):
+            for b in range(have[1] + 1):
+                for c in range(have[2] + 1):
+                    if (k := a + b + c) and all(abs(x / k - s) <= 0.01 for x, s in zip((a, b, c), share)):
+                        best = max(best, k)
+        assert sum(quotas(full, weights)) == best
+
+
+def test_report_says_there_kept_and_missing():
+    before, after = [0.0] * 3 + [0.5] * 10 + [1.0] * 4, [0.0] * 3 + [0.5] * 6
+    lines = report(before, after, [40, 0, 0, 0, 0, 60, 0, 0, 0, 0, 0]).split("\n")
+    assert lines[0].split() == ["accuracy", "there", "share", "kept", "share", "target", "missing"]
+    assert lines[1].split() == ["0.0", "3", "17.6%", "3", "33.3%", "40.0%", "1"]  # 40% of 9 are 4
+    assert lines[6].split() == ["0.5", "10", "58.8%", "6", "66.7%", "60.0%", "0"]
+    assert lines[-1].split() == ["mean", "17", "0.53", "9", "0.33"]
+    assert "missing" not in report(before, after, None)
+
+
 def test_scores_of_other_settings_and_torn_lines_do_not_count(tmp_path):
     rows = [{"id": "a", "accuracy": 0.5, "settings": {"seed": 0}}, {"id": "b", "accuracy": 0.1, "settings": {"seed": 1}}]
-    (tmp_path / "s").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"id": "c", "accu')
-    assert read_scores(tmp_path / "s", {"seed": 0}) == {"a": 0.5}
-    assert read_scores(tmp_path / "none", {"seed": 0}) == {}
+    whole = "".join(json.dumps(row) + "\n" for row in rows)
+    for torn in ("", '{"id": "c", "accu', '{"id": "c", "accuracy": 0.5, "settings": {"seed": 0}}'):
+        (tmp_path / "s").write_text(whole + torn)
+        mend(tmp_path / "s")
+        assert (tmp_path / "s").read_text() == whole
+        assert read_scores(tmp_path / "s", {"seed": 0}) == {"a": 0.5}
+    (tmp_path / "s").write_text('{"id"')  # killed in its very first line
+    mend(tmp_path / "s")
+    mend(tmp_path / "none")
+    assert read_scores(tmp_path / "s", {"seed": 0}) == read_scores(tmp_path / "none", {"seed": 0}) == {}
 
 
 def test_the_command_scores_resumes_and_resamples(torchrun, digits, tmp_path):
@@ -85,3 +117,11 @@ def test_the_command_scores_resumes_and_resamples(torchrun, digits, tmp_path):
     done = torchrun(1, "perl/filter.py", *flags, "--keep", "0", "1")  # samples nothing, keeps all
     assert scores.read_text().splitlines() == again and "scoring" not in done.stderr
     assert len(out.read_text().splitlines()) == 7
+
+    (tmp_path / "target.json").write_text("[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]")
+    done = torchrun(1, "perl/filter.py", *flags, "--target", tmp_path / "target.json")
+    assert "missing" in done.stdout and scores.read_text().splitlines() == again
+    for text in ("[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, -1]", '"12345678901"'):
+        (tmp_path / "target.json").write_text(text)
+        done = torchrun(1, "perl/filter.py", *flags, "--target", tmp_path / "target.json", check=False)
+        assert done.returncode and "filter.py: --target: " in done.stderr
