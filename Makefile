@@ -1,16 +1,24 @@
 # make demo    set up, then the whole pipeline on embedded real images: filter, GRPO, PeRL, evaluation, report
 # make test    set up, then pass the tests
+# make bench   set up, install trl, then one update measured beside a padded batch and TRL: bench/step.json
 # make setup   only the environment (.venv); quick when it is there
 PYTHON ?= python3
 SEED ?= 0
 
-.PHONY: demo test setup
+.PHONY: demo test bench setup
 
 demo: setup
 	.venv/bin/python evals/demo.py --seed $(SEED)
 
 test: setup
 	.venv/bin/python -m pytest -q tests
+
+# The constraints keep every version that is there: trl must not move torch, transformers or vLLM.
+bench: setup
+	@.venv/bin/python -c "import datasets, trl" 2>/dev/null || { .venv/bin/python -m pip freeze > .venv/kept.txt; \
+	  .venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])' \
+	  | xargs .venv/bin/python -m pip install -q -c .venv/kept.txt; }
+	.venv/bin/python bench/step.py
 
 setup:
 	@$(PYTHON) tools/setup_env.py

@@ -16,7 +16,6 @@ release's). The paper gives neither weights for the reward nor eps; 0.9, 0.1 and
 
 A prompt with several images is long, and its n rollouts share it. `Policy` computes one row a prompt, so prompt and images
 once instead of n times, exactly:   [ prompt | o_1 | o_2 | .. | o_n ]   each o_k sees the prompt and itself, causally.
-
 Torch only; math-verify and transformers are imported inside the one function that needs each.
 """
 import math
@@ -27,13 +26,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
 
 # --- The reward: rule based, strict and total ---
 ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1    # the release's; the paper gives none
-_WIDE = {c: c - 0xFEE0 for c in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⇒"), " .,-->>"))
+_WIDE = {c: c - 0xFEE0 for c in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⇒【】²³"), [*" .,-->>[]", "^2", "^3"]))
 _WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"(?:(?i:option|choice|answer|image)[ :]*)?"                # (option, the text after it)
+_LETTER = re.compile(r"(?:(?i:option|choice|answer|image|选项|答案)[ :]*)?"       # (option, the text after it)
                      r"[(\[]?([A-Z])(?:[)\]]?|(?:[:)\]]|\. ) ?(?![ ,;>(])(.*))|.*")
 _WORDS = ("one two three four five six seven eight nine ten", "一 二 三 四 五 六 七 八 九 十",
           "first second third fourth fifth sixth seventh eighth ninth tenth")
@@ -45,7 +45,7 @@ _INDEX = re.compile(rf"^(?:the |第 ?)?(?:{_NOUN} ?(?:#|no\.|number)? ?)?[(\[]?(
 _TUPLE = re.compile(r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)|.*")    # (bracket, elements, bracket)
 _QUANTITY = re.compile(r"(?:([a-zA-Z]) ?= ?)?(.*?) ?"        # x = 5 cm: (name, term, unit)
                        r"((?:%|°|(?<=[ }])[mgshLNJWV]|[mcdk]m|[mk]g|mL|min|km/h|m/s|hours?|minutes?|seconds?|days?"
-                       r"|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars|[厘千]?米|元|度)(?:\^\{?[23]\}?|[²³])?)?")
+                       r"|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars|[厘千]?米|元|度)(?:\^[23])?)?")
 _TERM = re.compile(r"(?=.*[-0-9\\+*/^])(?!.*(?:\{\{|[0-9] [0-9.]|[0-9)}] ?\( ?-?[0-9.]+ ?\)))"    # to it 5(4) is 9
                    r"(?:\\(?:sqrt|sin|cos|tan|ln|[dtc]?frac|pi|cdot|times|div|alpha|beta|theta)(?![a-zA-Z])"
                    r"|(?<![a-zA-Z])[a-zA-Z]{1,2}(?![a-zA-Z])|(?<![0-9])[0-9]{1,15}(?![0-9])"
@@ -96,8 +96,9 @@ def accuracy(response: str, answer: str, options: dict[str, str] | None = None) 
 def _plain(text: str) -> str:
     """Without wide forms, text commands, dollar signs, thousands separators and the final stop."""
     text = _WRAP.sub(r" \1 ", _WRAP.sub(r" \1 ", text.translate(_WIDE)))                       # \textbf{\text{A}}
-    text = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;! ]|\\?\$|[\x00-\x1f]", " ", text)
-    text = re.sub(r"\\(?:to|rightarrow)(?![a-z])|->", ">", text).replace(r"\%", "%").replace("{,}", ",")
+    text = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;! ]|\\?[$€£¥]|[\x00-\x1f]", " ", text)
+    text = re.sub(r"\\(?:to|rightarrow)(?![a-z])|->", ">", text).replace("{,}", ",")
+    text = re.sub(r"(?<=[a-z]) ?\^\{([23])\}(?![0-9])", r"^\1", re.sub(r"\\%| percent\b", "%", text))           # cm^{2}
     text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
     text = re.sub(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda n: n[0].replace(",", ""), text)
     text = re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
@@ -146,19 +147,27 @@ def advantages(rewards: torch.Tensor) -> torch.Tensor:
     """Merged-group advantages, Eqs. 4-5: rewards (Q, (n_s+1) n) -> (Q, (n_s+1) n), float32.
 
     All orders of a question share one baseline and one spread, so the order on which the model does worse gets negative
-    advantages as a whole, and the better one positive ones. Two separate groups could not say that:
-
+    advantages as a whole, and the better one positive ones. Two separate groups could not say that (the paper's Fig. 9):
     >>> original, permuted = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.0, 0, 0, 1]])
     >>> advantages(torch.cat([original, permuted], dim=1))    # merged, as in the paper
     tensor([[ 0.7746,  0.7746,  0.7746,  0.7746, -1.2910, -1.2910, -1.2910,  0.7746]])
     >>> advantages(original)                                  # the same four rollouts alone: no spread, no signal
     tensor([[0., 0., 0., 0.]])
     """
+    c = dr_grpo(rewards).double()
+    spread = c.square().mean(dim=1, keepdim=True).sqrt()  # (Q, 1), with 1/N
+    return torch.where(spread > 0, c / spread, 0.0).float()  # Eq. (5)
+
+def dr_grpo(rewards: torch.Tensor) -> torch.Tensor:
+    """Eq. 4 without Eq. 5, r - R_bar: no division by the spread (Dr. GRPO, arXiv 2503.20783). Shapes as in `advantages`."""
     r = rewards.double()
-    centred = r - r.mean(dim=1, keepdim=True)  # Eq. (4): R_bar, over all (n_s+1) n rewards
-    spread = centred.square().mean(dim=1, keepdim=True).sqrt()  # (Q, 1), with 1/N
-    equal = r.amax(dim=1, keepdim=True) == r.amin(dim=1, keepdim=True)  # then `centred` is rounding error alone
-    return torch.where(equal, 0.0, centred / spread).nan_to_num(0.0).float()  # Eq. (5)
+    equal = r.amax(dim=1, keepdim=True) == r.amin(dim=1, keepdim=True)  # then the difference is rounding error alone
+    return (r - r.mean(dim=1, keepdim=True)).masked_fill(equal, 0.0).float()  # Eq. (4)
+
+def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
+    """Each reward against the mean of all others, no spread (RLOO, arXiv 2402.14740). Shapes as in `advantages`."""
+    N = rewards.shape[1]
+    return dr_grpo(rewards) * (N / max(1, N - 1))
 
 # --- Log-probabilities: one row a prompt, shared by its n rollouts ---
 @dataclass(frozen=True)
@@ -169,30 +178,42 @@ class Row:
     images: tuple
     responses: tuple[torch.Tensor, ...]  # n tensors (T_k,)
 
-def shared_prefix_attention(module, q, k, v, attention_mask, segments, scaling=None, **_):
-    """Attention over rows laid end to end: prompts see themselves, rollouts their prompt and themselves, both causally.
+def spans(rows: Sequence[Row]) -> tuple[torch.Tensor, list[int], list[int], torch.Tensor]:
+    """Who reads whom in rows laid end to end: a prompt its P tokens, a rollout its prompt and its own, P + T_k. Returns the
+    positions of the keys, span by span (S,); the lengths of the spans of queries and of keys; and the positions that
+    predict the rollouts' tokens (N,): the first token of each is predicted by its prompt's last one."""
+    keys, predict, q_lengths, start = [], [], [], 0
+    for row in rows:
+        keys.append(prompt := torch.arange(start, start := start + len(row.prompt_ids)))
+        for o in row.responses:
+            keys.append(torch.cat([prompt, torch.arange(start, start := start + len(o))]))
+            predict.append(keys[-1][len(prompt) - 1 : -1])
+        q_lengths += map(len, (row.prompt_ids, *row.responses))
+    return torch.cat(keys), q_lengths, [len(span) for span in keys], torch.cat(predict)
 
-    q (1, H, L, D), k and v (1, H_kv, L, D); `segments` holds (P, (T_1, .., T_n)) of each row; returns (1, L, H, D). A row
-    costs P^2/2 + sum_k T_k (P + T_k) pairs of tokens: no (L, L) mask, nothing masked out but the padding of short rollouts."""
-    attend, outputs, start = F.scaled_dot_product_attention, [], 0
-    for P, lengths in segments:
-        n, T, middle, end = len(lengths), max(lengths), start + P, start + P + sum(lengths)
-        q_p, k_p, v_p = (x[:, :, start:middle] for x in (q, k, v))  # (1, H, P, D)
-        outputs.append(attend(q_p, k_p, v_p, is_causal=True, scale=scaling, enable_gqa=True)[0].transpose(0, 1))
-        own = (x[0, :, middle:end].transpose(0, 1).split(lengths) for x in (q, k, v))  # n tensors (T_k, H, D)
-        q_o, k_o, v_o = (nn.utils.rnn.pad_sequence(x, batch_first=True).transpose(1, 2) for x in own)  # (n, H, T, D)
-        k_o, v_o = (torch.cat([p.expand(n, -1, -1, -1), o], dim=2) for p, o in ((k_p, k_o), (v_p, v_o)))
-        mask = torch.ones(T, P + T, dtype=torch.bool, device=q.device).tril(P)  # padding stands behind every real query
-        o = attend(q_o, k_o, v_o, attn_mask=mask, scale=scaling, enable_gqa=True).transpose(1, 2)  # (n, T, H, D)
-        outputs.append(o[torch.arange(T, device=q.device) < torch.tensor(lengths, device=q.device)[:, None]])
-        start = end
-    return torch.cat(outputs)[None], None
+def shared_prefix_attention(module, q, k, v, attention_mask, keys, q_lengths, k_lengths, scaling=None, **_):
+    """Attention within each span, the last query on the last key: query i of T sees keys 0 .. i + S - T of S. No (L, L) mask,
+    no padding, no rollout meets another: a row costs P^2/2 + sum_k T_k (P + T_k/2) pairs of tokens.
+    q (1, H, L, D), k and v (1, H_kv, L, D), the rest from `spans`; returns (1, L, H, D)."""
+    k, v, outputs = k[:, :, keys], v[:, :, keys], []  # (1, H_kv, S, D)
+    if q.is_cuda and q.dtype != torch.float32:
+        return _varlen(q, k, v, q_lengths, k_lengths, scaling), None
+    for q_s, k_s, v_s in zip(q.split(q_lengths, dim=2), k.split(k_lengths, dim=2), v.split(k_lengths, dim=2)):
+        T, S = q_s.shape[2], k_s.shape[2]
+        mask = None if T == S else torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+        outputs.append(F.scaled_dot_product_attention(q_s, k_s, v_s, mask, is_causal=T == S, scale=scaling, enable_gqa=True))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+def _varlen(q, k, v, q_len, k_len, scale):
+    """All spans in one call of the flash-attention kernel in torch, bfloat16. Checked by the tests on a CUDA machine only."""
+    starts = [F.pad(torch.tensor(x).cumsum(0), (1, 0)).to(q.device, torch.int32) for x in (q_len, k_len)]
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (L, H, D), (S, H_kv, D), (S, H_kv, D)
+    return varlen_attn(q, k, v, *starts, max(q_len), max(k_len), scale=scale, window_size=(-1, 0), enable_gqa=True)[None]
 
 class LogprobHead(nn.Linear):
-    """The language-model head, returning log-probabilities of given tokens, never a (N, V) tensor of logits.
-
-    A chunk of positions makes its logits in float32, keeps two numbers a position and is recomputed in the backward pass:
-    the peak is about 3 * CHUNK * V * 4 bytes, 0.9 GB for V = 152,064. One module call holds all: FSDP gathers once."""
+    """The language-model head, log-probabilities of given tokens without a (N, V) tensor: a chunk of positions at a time makes
+    float32 logits, and again in the backward pass. Peak: 3 * CHUNK * V * 4 bytes beside the weight's gradient, 0.93 GB for
+    V = 152,064 and 12 x 2,048 tokens, whose logits are 15 GB. One module call holds all chunks: FSDP gathers once."""
     CHUNK = 512
     def forward(self, hidden, targets, banned, temperature):
         """hidden (N, D), targets (N,), banned (B,) -> logp (N,), entropy (N,), both float32."""
@@ -201,14 +222,13 @@ class LogprobHead(nn.Linear):
         return tuple(torch.cat(part) for part in zip(*parts))
 
 def _chunk_logps(hidden, weight, targets, banned, temperature):
-    logits = (hidden @ weight.t()).float() / temperature  # (C, V)
-    logp = logits.index_fill(-1, banned, float("-inf")).log_softmax(-1)  # the sampler could not draw `banned`
+    logp = (hidden @ weight.t()).float().div_(temperature)  # (C, V), logits: one name, so that they are freed
+    logp = logp.index_fill_(-1, banned, float("-inf")).log_softmax(-1)  # the sampler could not draw `banned`
     return logp.gather(-1, targets[:, None])[:, 0], torch.special.entr(logp.detach().exp()).sum(-1)
 
 class Policy(nn.Module):
-    """The FSDP root: its forward does everything from token ids and pixels to log-probabilities (submodules called outside
-    it would read sharded parameters). Wraps a transformers model laid out as Qwen2.5-VL is: `.lm_head`,
-    `.model.language_model`, `.model.get_image_features`, `.model.get_rope_index`."""
+    """The FSDP root: all happens inside its forward (submodules called outside it would read sharded parameters). Wraps a model
+    laid out as transformers' Qwen2.5-VL: `.lm_head`, `.model` with `.language_model, .get_image_features, .get_rope_index`."""
     def __init__(self, model: nn.Module):
         from transformers import AttentionInterface
         super().__init__()
@@ -220,23 +240,15 @@ class Policy(nn.Module):
     def forward(self, rows: Sequence[Row], temperature: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
         """log pi(o_ik,t | x_i, o_ik,<t) at `temperature`, and the entropy there (no gradient): both (N,) float32, for all
         tokens of all rollouts of all rows, end to end."""
-        body, config, device = self.model.model, self.model.config, self.model.lm_head.weight.device
-        ids, positions, keep, segments, start = [], [], [], [], 0
+        body, config, device, positions = self.model.model, self.model.config, self.model.lm_head.weight.device, []
         for row in rows:
-            P, lengths = len(row.prompt_ids), tuple(len(o) for o in row.responses)
-            is_image = (row.prompt_ids == config.image_token_id).int()[None]
-            grids = torch.stack([image.grid_thw for image in row.images])
+            is_image, grids = (row.prompt_ids == config.image_token_id).int()[None], torch.stack([i.grid_thw for i in row.images])
             position, _ = body.get_rope_index(row.prompt_ids[None], mm_token_type_ids=is_image, image_grid_thw=grids)
-            following = position.max() + 1 + torch.cat([torch.arange(T) for T in lengths])  # each rollout follows the prompt
-            positions.append(torch.cat([position[:, 0], following.expand(3, -1)], dim=1))  # (3, P + sum T_k)
-            ids.append(torch.cat([row.prompt_ids, *row.responses]))
-            segments.append((P, lengths))
-            last, start = start + P - 1, start + P
-            for T in lengths:  # the prompt's last token predicts the first token of every rollout
-                keep += [last, *range(start, start + T - 1)]
-                start += T
-        ids = torch.cat(ids).to(device)[None]  # (1, L)
+            after = [torch.arange(len(o)).expand(3, -1) + position.max() + 1 for o in row.responses]  # all follow the prompt
+            positions.append(torch.cat([position[:, 0], *after], dim=1))  # (3, P + sum T_k)
+        ids = torch.cat([part for row in rows for part in (row.prompt_ids, *row.responses)]).to(device)[None]  # (1, L)
         targets = torch.cat([o for row in rows for o in row.responses]).to(device)  # (N,)
+        keys, q_lengths, k_lengths, predict = spans(rows)
 
         images = {image.key: image for row in rows for image in row.images}  # each distinct picture is encoded once
         pixels = torch.cat([image.pixel_values for image in images.values()]).to(device)
@@ -246,18 +258,19 @@ class Policy(nn.Module):
 
         x = body.get_input_embeddings()(ids)  # (1, L, D)
         x = x.masked_scatter((ids == config.image_token_id)[..., None], visual.to(x.dtype))
-        positions = torch.cat(positions, dim=1).to(device)[:, None]  # (3, 1, L)
-        hidden = body.language_model(inputs_embeds=x, position_ids=positions, attention_mask={"full_attention": None},
-                                     use_cache=False, segments=tuple(segments)).last_hidden_state[0]  # (L, D)  # fmt: skip
+        hidden = body.language_model(
+            inputs_embeds=x, position_ids=torch.cat(positions, dim=1).to(device)[:, None],  # (3, 1, L)
+            attention_mask={"full_attention": None}, keys=keys.to(device), q_lengths=q_lengths, k_lengths=k_lengths,
+            use_cache=False).last_hidden_state[0]  # (L, D)  # fmt: skip
         banned = torch.tensor([config.image_token_id, config.video_token_id], device=device)
-        return self.model.lm_head(hidden[torch.tensor(keep, device=device)], targets, banned, temperature)
+        return self.model.lm_head(hidden[predict.to(device)], targets, banned, temperature)
 
 # --- Eq. 6 ---
 def k3(logp: torch.Tensor, ref_logp: torch.Tensor) -> torch.Tensor:
     """The k3 estimator of KL(pi || pi_ref) per token (http://joschu.net/blog/kl-approx.html): non-negative, unbiased. The
     log-ratio is held within +-20, so that one token the reference all but excludes can't overflow the loss."""
     d = (ref_logp.float() - logp.float()).clamp(-20.0, 20.0)
-    return d.exp() - d - 1.0
+    return d.expm1() - d
 
 def rollout_mean(lengths: torch.Tensor, n_rollouts: int) -> torch.Tensor:
     """Weights of Eq. 6's mean over rollouts of the mean over tokens: lengths (K,) -> (sum of lengths,), for the `n_rollouts`
@@ -270,12 +283,11 @@ def token_mean(lengths: torch.Tensor, n_tokens: int) -> torch.Tensor:
 
 def grpo_loss(logp, old_logp, ref_logp, sampler_logp, A, weight, *, clip_low=0.2, clip_high=0.2, beta=0.01, tis_cap=2.0):
     """Minus Eq. 6 of one micro-batch, as its share of the global mini-batch. All arguments (N,): tokens, rollouts end to end.
-
     logp, old_logp, ref_logp, sampler_logp: log-probabilities under pi, pi_old, pi_ref and in the engine that sampled; A: the
     advantage of the token's rollout; weight: `rollout_mean`. Without a reference pass logp.detach() as ref_logp. pi_old and
     the sampler are one policy in two implementations: min(pi_old / sampler, tis_cap) corrects what bfloat16 makes of that
     (truncated importance sampling, https://fengyao.notion.site/off-policy-rl). Returns the loss and its parts, weighted alike."""
-    rho = (logp - old_logp).exp()
+    rho = (logp - old_logp).clamp(max=20.0).exp()  # finite, as in `k3`: inf * 0 would be NaN
     clipped = rho.clamp(1.0 - clip_low, 1.0 + clip_high)
     tis = (old_logp - sampler_logp).exp().clamp(max=tis_cap)
     kl = k3(logp, ref_logp)

@@ -2,6 +2,9 @@
 
 import doctest
 import math
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,9 +14,11 @@ from hypothesis import strategies as st
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from perl import grpo
-from perl.grpo import LogprobHead, Policy, Row, advantages, grpo_loss, k3, rollout_mean, token_mean
+from perl.grpo import (LogprobHead, Policy, Row, advantages, dr_grpo, grpo_loss, k3, leave_one_out, rollout_mean, spans,
+                       token_mean)
 
 IMAGE, VIDEO = 5, 6
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_doctests():
@@ -46,6 +51,34 @@ def test_merged_baseline_differs_from_two_groups():
     merged = advantages(torch.cat([original, permuted], dim=1))
     assert merged[0, :4].mean() > 0.4 and merged[0, 4:].mean() < -0.4
     assert advantages(original).mean().abs() < 1e-6  # separate groups can't tell the orders apart
+
+
+@pytest.mark.parametrize("variant", [advantages, dr_grpo, leave_one_out])
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.9, 1.0]), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_every_variant_centres_each_question_alone(variant, rewards):
+    r = torch.tensor(rewards)
+    A = variant(r)
+    assert A.shape == r.shape and A.dtype == torch.float32
+    assert torch.allclose(A.sum(dim=1), torch.zeros(len(r)), atol=1e-5)
+    assert torch.equal(A, torch.cat([variant(row[None]) for row in r]))  # no question reads another's rewards
+    assert all(torch.equal(a, torch.zeros(4)) for a, row in zip(A, rewards) if len(set(row)) == 1)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=16))
+def test_variants_are_their_definitions(rewards):
+    r, N = torch.tensor([rewards], dtype=torch.float64), len(rewards)
+    plain, others = dr_grpo(r)[0].tolist(), leave_one_out(r)[0].tolist()
+    for i, x in enumerate(rewards):
+        assert plain[i] == pytest.approx(x - math.fsum(rewards) / N, abs=1e-6)
+        assert others[i] == pytest.approx(x - (math.fsum(rewards) - x) / (N - 1), abs=1e-6)
+
+
+@given(st.lists(st.integers(-(10**9), 10**9).map(lambda i: i / 1000), min_size=1, max_size=8))
+def test_advantages_are_finite_and_bounded(rewards):
+    """|A| <= sqrt(N - 1), reached by one right answer among N; a lone rollout has nothing to be compared with."""
+    A = advantages(torch.tensor([rewards], dtype=torch.float64))
+    assert torch.isfinite(A).all() and A.abs().max() <= math.sqrt(max(0, len(rewards) - 1)) * (1 + 1e-5)
+    assert leave_one_out(torch.tensor([rewards[:1]])).item() == 0.0
 
 
 # --- Eq. 6 ---
@@ -89,6 +122,76 @@ def test_loss_and_gradient_are_equation_6(seed):
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
     assert torch.allclose(ours.grad, loops.grad, atol=1e-6)
     assert 0 < parts["clip_share"] < 1  # the clip was at work
+
+
+def group_of(seed):
+    """Questions in several orders, n rollouts each, ragged: rewards (Q, (n_s+1) n) and what `ragged` draws for them."""
+    g = torch.Generator().manual_seed(seed)
+    Q, orders, n = (int(torch.randint(1, high, (), generator=g)) for high in (5, 4, 7))
+    rewards = torch.randint(0, 3, (Q, orders * n), generator=g).double() / 2
+    return rewards, *ragged(seed, groups=rewards.numel())[:5]
+
+
+def advantages_by_loops(rewards):
+    """Eqs. 4-5, one reward at a time: a list over all rollouts of all questions."""
+    A = []
+    for group in rewards.tolist():
+        baseline = sum(group) / len(group)
+        spread = math.sqrt(sum((r - baseline) ** 2 for r in group) / len(group))
+        A += [0.0 if len(set(group)) == 1 else (r - baseline) / spread for r in group]
+    return torch.tensor(A, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_from_rewards_to_gradient_on_ragged_groups(seed):
+    """All of Eqs. 4-6 in micro-batches of one question each, against the float64 loops over the whole batch at once."""
+    rewards, lengths, logp, old, ref, sampler = group_of(seed)
+    (Q, per_question), K = rewards.shape, rewards.numel()
+    ours, loops = logp.clone().requires_grad_(), logp.clone().requires_grad_()
+    A, total, start = advantages(rewards), 0.0, 0
+    for q in range(Q):
+        T = lengths[q * per_question : (q + 1) * per_question]
+        s = slice(start, start := start + int(T.sum()))
+        loss, _ = grpo_loss(ours[s], old[s], ref[s], sampler[s], A[q].repeat_interleave(T), rollout_mean(T, K))
+        loss.backward()
+        total += loss.item()
+    expected = loss_by_loops(lengths, loops, old, ref, sampler, advantages_by_loops(rewards), 0.2, 0.2, 0.01, 2.0)
+    expected.backward()
+    assert total == pytest.approx(expected.item(), abs=1e-6)
+    assert torch.allclose(ours.grad, loops.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_several_updates_with_fixed_old_policy(seed):
+    """Gradient ascent on a table of logits, pi_old fixed while rho leaves 1 and the clip sets in: weights equal the loops'."""
+    rewards, lengths, _, _, ref, sampler = group_of(seed + 100)
+    N, V = len(ref), 7
+    g = torch.Generator().manual_seed(seed)
+    table, tokens = torch.randn(N, V, generator=g, dtype=torch.float64), torch.randint(V, (N, 1), generator=g)
+    log_pi = lambda logits: logits.log_softmax(-1).gather(1, tokens)[:, 0]  # noqa: E731
+    old, thetas, clipped = log_pi(table), [table.clone(), table.clone()], 0.0
+    A = advantages_by_loops(rewards)
+    for _ in range(5):
+        for i, theta in enumerate(thetas):
+            theta = theta.requires_grad_()
+            if i == 0:
+                loss, parts = grpo_loss(log_pi(theta), old, ref, sampler, A.repeat_interleave(lengths),
+                                        rollout_mean(lengths, len(lengths)))  # fmt: skip
+                clipped += parts["clip_share"].item()
+            else:
+                loss = loss_by_loops(lengths, log_pi(theta), old, ref, sampler, A, 0.2, 0.2, 0.01, 2.0)
+            (grad,) = torch.autograd.grad(loss, theta)
+            thetas[i] = theta.detach() - 5.0 * grad
+    assert clipped > 0 and (thetas[0] - table).abs().max() > 0.1
+    assert torch.allclose(*thetas, atol=1e-5)
+
+
+def test_a_token_the_old_policy_excluded_leaves_the_loss_finite():
+    lengths, A = torch.tensor([1, 1, 1]), torch.tensor([1.0, -1.0, 0.0])
+    logp, old = torch.zeros(3, requires_grad=True), torch.full((3,), -1000.0)
+    loss, _ = grpo_loss(logp, old, old, old, A, rollout_mean(lengths, 3))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logp.grad).all()
 
 
 def test_micro_batches_add_up():
@@ -253,22 +356,108 @@ def test_head_never_makes_all_logits(model, monkeypatch):
     assert max(seen) == 3 and sum(seen) == sum([7, 1, 4, 7, 3, 2, 6, 5])
 
 
+def test_head_memory_does_not_grow_with_positions():
+    """At the vocabulary of Qwen2.5-VL-7B, in a process of its own: peak resident memory over what was held before."""
+    script = """
+import resource, sys, torch
+from perl.grpo import LogprobHead
+LogprobHead.CHUNK = 128
+held = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+head = torch.nn.Linear(8, 152_064, bias=False)
+head.__class__ = LogprobHead
+hidden, targets = torch.randn(1024, 8, requires_grad=True), torch.arange(1024)
+before = held()
+logp, _ = head(hidden, targets, torch.tensor([5]), 1.0)
+logp.sum().backward()
+print(held() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert int(done.stdout) < 3.5 * 128 * 152_064 * 4  # three tensors of a chunk; all logits at once are eight
+
+
+def random_layout(seed):
+    """Three rows of random lengths with q, k, v over them, two query heads a key head, and the mask of who sees whom."""
+    g = torch.Generator().manual_seed(seed)
+    size = lambda high: int(torch.randint(1, high, (), generator=g))  # noqa: E731
+    rows = [Row(torch.zeros(size(6)), (), tuple(torch.zeros(size(5)) for _ in range(size(5)))) for _ in range(3)]
+    row, part = [], []  # the row of each token, and its part: 0 the prompt, 1 .. n a rollout
+    for r, x in enumerate(rows):
+        row += [r] * (len(x.prompt_ids) + sum(map(len, x.responses)))
+        part += [0] * len(x.prompt_ids) + [i + 1 for i, o in enumerate(x.responses) for _ in o]
+    row, part, at = torch.tensor(row), torch.tensor(part), torch.arange(len(row))
+    sees = (row[:, None] == row) & (at[:, None] >= at) & ((part == 0) | (part[:, None] == part))
+    q, k, v = (torch.randn(1, heads, len(row), 8, generator=g, requires_grad=True) for heads in (4, 2, 2))
+    return rows, q, k, v, sees
+
+
+def masked(q, k, v, sees):
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=0.3, enable_gqa=True).transpose(1, 2)
+
+
+def loop_in_place_of_the_kernel(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What the documentation of torch's `varlen_attn` promises for causal attention, sequence by sequence, query by query.
+
+    q (L, H, D), k and v (S, H_kv, D); the last query of a sequence stands at its last key."""
+    assert window_size == (-1, 0) and enable_gqa and cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert len(q) == cu_seq_q[-1] and len(k) == len(v) == cu_seq_k[-1]
+    assert (max_q, max_k) == (cu_seq_q.diff().max(), cu_seq_k.diff().max())
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    outputs = []
+    for a, b, c, d in zip(cu_seq_q, cu_seq_q[1:], cu_seq_k, cu_seq_k[1:]):
+        for i in range(a, b):
+            end = d - (b - i) + 1
+            weights = (scale * torch.einsum("hd,shd->hs", q[i], k[c:end])).softmax(-1)
+            outputs.append(torch.einsum("hs,shd->hd", weights, v[c:end]))
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("kernel", [False, True], ids=["sdpa", "varlen"])
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10_000))
-def test_rows_do_not_see_each_other(seed):
-    """Attention over several rows at once equals attention row by row, and rollouts do not see their siblings."""
-    g = torch.Generator().manual_seed(seed)
-    segments = tuple(
-        (int(torch.randint(1, 6, (), generator=g)), tuple(torch.randint(1, 5, (3,), generator=g).tolist())) for _ in range(3)
-    )
-    L = sum(P + sum(lengths) for P, lengths in segments)
-    q, k, v = torch.randn(1, 4, L, 8, generator=g), torch.randn(1, 2, L, 8, generator=g), torch.randn(1, 2, L, 8, generator=g)
-    row, part = [], []  # the row of each token, and its part: 0 the prompt, 1 .. n a rollout
-    for r, (P, lengths) in enumerate(segments):
-        row += [r] * (P + sum(lengths))
-        part += [0] * P + [i + 1 for i, T in enumerate(lengths) for _ in range(T)]
-    row, part, at = torch.tensor(row), torch.tensor(part), torch.arange(L)
-    sees = (row[:, None] == row) & (at[:, None] >= at) & ((part == 0) | (part[:, None] == part))
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, enable_gqa=True).transpose(1, 2)
-    ours, _ = grpo.shared_prefix_attention(None, q, k, v, None, segments=segments)
-    assert torch.allclose(ours, expected, atol=1e-5)
+def test_rows_do_not_see_each_other(kernel, seed):
+    """Attention over several rows at once equals one full mask: no row sees another, no rollout its siblings. Gradients too.
+
+    "varlen": the layout for the CUDA kernel, with a loop in its place."""
+    rows, q, k, v, sees = random_layout(seed)
+    keys, q_lengths, k_lengths, _ = spans(rows)
+    if kernel:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grpo, "varlen_attn", loop_in_place_of_the_kernel)
+            ours = grpo._varlen(q, k[:, :, keys], v[:, :, keys], q_lengths, k_lengths, 0.3)
+    else:
+        ours, _ = grpo.shared_prefix_attention(None, q, k, v, None, keys, q_lengths, k_lengths, scaling=0.3)
+    expected = masked(q, k, v, sees)
+    weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed))
+    assert ours.shape == expected.shape and torch.allclose(ours, expected, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad((weight * o).sum(), (q, k, v)) for o in (ours, expected))):
+        assert torch.allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the varlen kernel needs CUDA")
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)], ids=["sdpa", "varlen"])
+def test_attention_on_cuda(dtype, tolerance):
+    """Both kernels where they run, against the full mask in float32 on the same numbers; head_dim 64."""
+    for seed in range(8):
+        rows, *qkv, sees = random_layout(seed)
+        qkv = [torch.cat([x] * 8, dim=-1).detach().to("cuda", dtype).requires_grad_() for x in qkv]
+        keys, q_lengths, k_lengths, _ = spans(rows)
+        ours, _ = grpo.shared_prefix_attention(None, *qkv, None, keys.cuda(), q_lengths, k_lengths, scaling=0.3)
+        full = [x.detach().float().requires_grad_() for x in qkv]
+        expected = masked(*full, sees.cuda())
+        assert (ours.float() - expected).norm() < tolerance * expected.norm()
+        for a, b in zip(torch.autograd.grad(ours.float().square().sum(), qkv),
+                        torch.autograd.grad(expected.square().sum(), full)):  # fmt: skip
+            assert (a.float() - b).norm() < 2 * tolerance * b.norm()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spans_point_at_what_predicts(seed):
+    """The predicting position of a rollout's first token is its prompt's last; of token t > 0, the token before it."""
+    rows = random_layout(seed)[0]
+    start, expected = 0, []
+    for row in rows:
+        last, start = start + len(row.prompt_ids) - 1, start + len(row.prompt_ids)
+        for o in row.responses:
+            expected += [last, *range(start, start + len(o) - 1)]
+            start += len(o)
+    assert spans(rows)[3].tolist() == expected
