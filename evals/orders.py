@@ -12,6 +12,11 @@ a seed, the given one always among them), its answer remapped by perl/permute.py
 The theory of the paper (appendix) is about worst and best: their gap should be smaller after PeRL than after GRPO. The
 paper reports neither these nor a consistency figure.
 
+Any vision-language model that vLLM loads can be asked. It gets the prompt of training through `LLM.chat`: the model's own
+chat template decides how a turn is written (LLaVA's, for one, puts all images before the text), vLLM expands the images.
+An image over --max-pixels is scaled down before the model's processor sees it; Qwen's alone, in training, rounds such an
+image to its patches in one step, not two, so there the prompts of large images differ by a few image tokens.
+
     python evals/orders.py --model DIR --data TEST.jsonl --out EVAL       (or under torchrun: ranks share the questions)
 
 writes EVAL/orders.json, EVAL/orders.png and, for a closer look, EVAL/answers.jsonl.
@@ -19,42 +24,48 @@ writes EVAL/orders.json, EVAL/orders.png and, for a closer look, EVAL/answers.js
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import shorten
 
 import torch.distributed as dist
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.grpo import accuracy, boxed
 from perl.permute import DataError, Refused, Sample, inverse, load, options, permute
-from perl.rollout import Engine, add_engine_arguments, encode, join_torchrun, prepare, run
+from perl.rollout import SLACK, add_engine_arguments, chat, join_torchrun, run, start, stop
 
 MAX_ORDERS = 24
 CHUNK = 256  # prompts sampled at a time
 
 
-def orders_of(sample: Sample, seed: int) -> list[tuple[int, ...]]:
-    """The orders to ask, the given one first: all of them up to MAX_ORDERS, else that many drawn with `seed`."""
+# --- Orders and figures ---
+
+
+def orders_of(sample: Sample, seed: int, most: int = MAX_ORDERS) -> list[tuple[int, ...]]:
+    """The orders to ask, the given one first: all of them if they are at most `most`, else that many drawn with `seed`."""
     stem, moving = tuple(range(sample.stem)), range(sample.stem, len(sample.images))
     given = (*stem, *moving)
-    if math.factorial(len(moving)) <= MAX_ORDERS:
+    if math.factorial(len(moving)) <= most:
         return [(*stem, *order) for order in itertools.permutations(moving)]
     rng, drawn = random.Random(f"orders/{seed}/{sample.id}"), {given: None}
-    while len(drawn) < MAX_ORDERS:
+    while len(drawn) < most:
         drawn[(*stem, *rng.sample(moving, len(moving)))] = None
     return list(drawn)
 
 
-def asked(sample: Sample, seed: int) -> list[tuple[tuple[int, ...], Sample]]:
+def asked(sample: Sample, seed: int, most: int = MAX_ORDERS) -> list[tuple[tuple[int, ...], Sample]]:
     """(sigma, permuted sample) for every order; only the given one where a permutation is refused."""
     try:
-        return [(sigma, permute(sample, sigma)) for sigma in orders_of(sample, seed)]
+        return [(sigma, permute(sample, sigma)) for sigma in orders_of(sample, seed, most)]
     except Refused:
         return [(tuple(range(len(sample.images))), sample)]
 
@@ -105,25 +116,148 @@ def summarise(records: Sequence[dict]) -> dict:
     }  # fmt: skip
 
 
-def evaluate(engine: Engine, processor, samples: Sequence[Sample], seed: int, rank: int, world: int) -> list[dict]:
-    """Ask every question in every order; the records of all ranks, on all ranks. Collective."""
-    asks = [(x, k, sigma, y) for x in samples[rank::world] for k, (sigma, y) in enumerate(asked(x, seed))]
+def evaluate(
+    ask: Callable[[Sequence[Sample]], list[str]], samples: Sequence[Sample], seed: int, most: int, rank: int, world: int
+) -> list[dict]:
+    """Ask every question in up to `most` orders; the records of all ranks, on all ranks. Collective. `ask` answers samples
+    with response texts, greedily: `answers` below, or an engine of training."""
+    asks = [(x, k, sigma, y) for x in samples[rank::world] for k, (sigma, y) in enumerate(asked(x, seed, most))]
     records = []
     with tqdm(total=len(asks), desc="asking", disable=rank != 0, dynamic_ncols=True) as bar:
-        for start in range(0, len(asks), CHUNK):
-            chunk = asks[start : start + CHUNK]
-            prompts = encode(processor, [y for *_, y in chunk])
-            rollouts = engine.generate(prompts, n=1, seeds=[0] * len(chunk), temperature=0.0)
-            for (x, k, sigma, y), (o,) in zip(chunk, rollouts):
-                right = accuracy(o.text, y.answer, options(y.question))
-                answer = mapped_back(y, sigma, boxed(o.text))
+        for first in range(0, len(asks), CHUNK):
+            chunk = asks[first : first + CHUNK]
+            responses = ask([y for *_, y in chunk])
+            for (x, k, sigma, y), response in zip(chunk, responses, strict=True):
+                right = accuracy(response, y.answer, options(y.question))
+                answer = mapped_back(y, sigma, boxed(response))
                 records.append({"id": x.id, "kind": x.order, "order": k, "sigma": sigma, "right": right,
-                                "answer": answer, "slot": slot_of(y), "response": o.text})  # fmt: skip
+                                "answer": answer, "slot": slot_of(y), "response": response})  # fmt: skip
             bar.update(len(chunk))
             bar.set_postfix(accuracy=f"{sum(r['right'] for r in records) / len(records):.3f}")
     ranks = [None] * world
     dist.all_gather_object(ranks, records)
     return [record for part in ranks for record in part]
+
+
+# --- Asking any model ---
+
+
+@functools.lru_cache(maxsize=64)  # every order of a question shows the same images
+def picture(path: str, max_pixels: int) -> Image.Image:
+    """The image as the model's processor gets it: RGB, scaled down to at most `max_pixels`. Raises OSError."""
+    with Image.open(path) as file:
+        pil = file.convert("RGB")
+    scale = math.sqrt(max_pixels / (pil.width * pil.height))
+    return pil if scale >= 1 else pil.resize([max(1, int(scale * side)) for side in pil.size], Image.Resampling.BICUBIC)
+
+
+def conversation(sample: Sample, max_pixels: int) -> list[dict]:
+    """The turn of training with the pictures in their slots, as `LLM.chat` takes it. DataError: one is unreadable."""
+    [turn] = chat(sample.question)
+    paths, content = iter(sample.images), []
+    for part in turn["content"]:
+        if part["type"] == "image":
+            path = next(paths)
+            try:
+                part = {"type": "image_pil", "image_pil": picture(path, max_pixels)}
+            except OSError as error:
+                raise DataError(f"{sample.where}: images: {path} is not a readable image ({error})") from error
+        content.append(part)
+    return [turn | {"content": content}]
+
+
+def chat_settings(args) -> dict:
+    """For vLLM: templates that take a turn as one string have its images in their slots too, not all in front."""
+    return dict(interleave_mm_strings=True, trust_remote_code=args.trust_remote_code)
+
+
+def render(renderer, turns: list[dict]) -> tuple[list[int], list]:
+    """What vLLM makes of a conversation: the prompt's tokens with the images expanded, and the images' places in it."""
+    from vllm.renderers import ChatParams
+
+    # As `LLM.chat` does: the template writes all special tokens there are.
+    tokens = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
+    _, [prompt] = renderer.render_chat([turns], ChatParams(chat_template_kwargs={"add_generation_prompt": True}), tokens)
+    return prompt["prompt_token_ids"], prompt["mm_placeholders"]["image"]
+
+
+def open_renderer(args, max_images: int):
+    """vLLM's own reading of --model, without its weights, tried on one image: its renderer, and its context in tokens.
+    Raises DataError where there is no model, or none that vLLM can ask about images."""
+    from vllm import EngineArgs
+    from vllm.exceptions import VLLMClientError
+    from vllm.renderers import renderer_from_config
+
+    if not args.model:
+        raise DataError("--model is missing: a Hugging Face directory or hub id")
+    try:
+        limit = {"image": max_images}
+        config = EngineArgs(args.model, limit_mm_per_prompt=limit, **chat_settings(args)).create_engine_config()
+        renderer = renderer_from_config(config)
+        blank = {"type": "image_pil", "image_pil": Image.new("RGB", (224, 224))}
+        render(renderer, [{"role": "user", "content": [blank, {"type": "text", "text": "What?"}]}])
+    except (OSError, ValueError, TypeError, RuntimeError, AssertionError, VLLMClientError) as error:
+        reason = shorten(str(error), 500)
+        raise DataError(f"--model {args.model}: no model there that vLLM can ask about images ({reason})") from error
+    folder = Path(args.model)
+    if folder.is_dir() and not any(file.suffix in (".safetensors", ".bin", ".pt") for file in folder.iterdir()):
+        raise DataError(f"--model {args.model}: no weights (*.safetensors) there")
+    return renderer, config.model_config.max_model_len
+
+
+def prompt_length(renderer, context: int, sample: Sample, args) -> int:
+    """Tokens of a sample's prompt. Raises DataError for an image that is unreadable or that the model's processor refuses,
+    for a text with an image token of the model in it, and for a prompt over --max-prompt or the model's context."""
+    from vllm.exceptions import VLLMClientError
+
+    limit, turns = min(args.max_prompt, context - args.max_tokens - SLACK), conversation(sample, args.max_pixels)
+    try:
+        ids, places = render(renderer, turns)
+    except (ValueError, VLLMClientError) as error:  # too long as mere text; a picture the processor refuses
+        reason = shorten(str(error.__cause__ or error), 500)
+        raise DataError(f"{sample.where}: question: vLLM makes no prompt of it ({reason})") from error
+    inside = {k: place.is_embed is None or place.is_embed[k - place.offset]
+              for place in places for k in range(place.offset, place.offset + place.length)}  # fmt: skip
+    pads = {ids[k] for k, is_pad in inside.items() if is_pad}
+    if any(token in pads for k, token in enumerate(ids) if k not in inside):
+        raise DataError(f"{sample.where}: question: its text holds an image token of the model beside its <image> slots")
+    if len(ids) > limit:
+        raise DataError(
+            f"{sample.where}: question: its prompt has {len(ids)} tokens, the limit is {limit} (--max-prompt "
+            f"{args.max_prompt}; the model's context of {context} must also hold --max-tokens {args.max_tokens})"
+        )
+    return len(ids)
+
+
+def longest_prompt(renderer, context: int, samples: Sequence[Sample], args, rank: int, world: int) -> int:
+    """The greatest `prompt_length`, read by all ranks together; what one of them finds wrong, all raise. Collective."""
+    try:
+        mine = max((prompt_length(renderer, context, x, args) for x in samples[rank::world]), default=0)
+    except DataError as error:
+        mine = error
+    ranks = [None] * world
+    dist.all_gather_object(ranks, mine)
+    for mistake in ranks:
+        if isinstance(mistake, DataError):
+            raise mistake
+    return max(ranks)
+
+
+def answers(llm, args, samples: Sequence[Sample]) -> list[str]:
+    """The greedy response to every sample."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMClientError
+
+    for sample in samples:
+        greedy = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
+        try:
+            llm.enqueue_chat(conversation(sample, args.max_pixels), greedy, use_tqdm=False)
+        except VLLMClientError as error:  # the given order was checked: this one is longer by more than SLACK
+            raise DataError(f"{sample.where}: question: {error}") from error
+    return [output.outputs[0].text for output in llm.wait_for_completion(use_tqdm=False)]
+
+
+# --- The script ---
 
 
 def plot(summary: dict, path: Path) -> None:
@@ -147,15 +281,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--data", required=True, help="JSONL of questions")
     p.add_argument("--out", required=True, help="folder for the results")
     p.add_argument("--seed", type=int, default=0, help="draws the orders of questions that have more than 24")
+    p.add_argument("--trust-remote-code", action="store_true", help="run the Python code that some models bring along")
     add_engine_arguments(p)
     args = p.parse_args(argv)
 
     rank, world, _ = join_torchrun()
     samples = load(args.data)
-    processor, settings = prepare(args, samples)
-    engine = Engine(*settings)
-    records = evaluate(engine, processor, samples, args.seed, rank, world)
-    engine.close()
+    most = max(len(x.images) for x in samples)
+    longest = longest_prompt(*open_renderer(args, most), samples, args, rank, world)
+    llm = start(args.model, longest + SLACK, args.max_tokens, most, args.gpu_memory, **chat_settings(args))
+    records = evaluate(functools.partial(answers, llm, args), samples, args.seed, MAX_ORDERS, rank, world)
+    stop(llm)
     if rank == 0:
         out = Path(args.out)
         out.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,9 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +35,8 @@ from perl.permute import DataError, Sample
 
 # Structure as in the paper, for training and evaluation alike: thoughts inside <think>, answer in a box. The words are ours.
 INSTRUCTION = "Think first inside <think> </think>, then put the final answer in \\boxed{}."
+for setting in ("LOGGING_LEVEL=ERROR", "NO_USAGE_STATS=1", "CPU_OMP_THREADS_BIND=nobind"):  # before vLLM is imported
+    os.environ.setdefault(*f"VLLM_{setting}".split("="))
 SLACK = 64  # tokens by which a permuted copy may exceed its original: "left" may become "second to last"
 
 @dataclass(frozen=True)
@@ -78,12 +82,15 @@ def load_processor(model: str, max_pixels: int):
     pixels.size = {key: min(pixels.size[key], max_pixels) for key in ("shortest_edge", "longest_edge")}
     return processor, context
 
+def chat(question: str) -> list[dict]:
+    """One user turn: the question, an image at each of its `<image>` slots, then INSTRUCTION."""
+    parts = re.split("(<image>)", f"{question}\n{INSTRUCTION}")
+    content = [{"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in parts if part]
+    return [{"role": "user", "content": content}]
+
 def prompt_text(processor, question: str) -> str:
-    """The chat prompt of one user turn: the question with its `<image>` slots, then INSTRUCTION. One pad per image."""
-    parts = [part for part in re.split("(<image>)", f"{question}\n{INSTRUCTION}") if part]
-    content = [{"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in parts]
-    turns = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    """The chat prompt of `chat`, by the model's own template, one pad per image."""
+    return processor.apply_chat_template(chat(question), add_generation_prompt=True, tokenize=False)
 
 def _text_ids(processor, sample: Sample) -> list[int]:
     ids = processor.tokenizer.encode(prompt_text(processor, sample.question), add_special_tokens=False)
@@ -91,10 +98,13 @@ def _text_ids(processor, sample: Sample) -> list[int]:
         raise DataError(f"{sample.where}: question: its text holds an image token of the model beside its <image> slots")
     return ids
 
-def _open(sample: Sample, path: str) -> PILImage.Image:
+@contextmanager
+def _opened(sample: Sample, path: str) -> Iterator[PILImage.Image]:
+    """The image at `path`. What fails while it is read or processed is a DataError that names the sample."""
     try:
-        return PILImage.open(path)
-    except OSError as error:
+        with PILImage.open(path) as picture:
+            yield picture
+    except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:  # PIL's for torn files, and ratios
         raise DataError(f"{sample.where}: images: {path} is not a readable image ({error})") from error
 
 def prepare(args, samples: Sequence[Sample]):
@@ -106,9 +116,9 @@ def prepare(args, samples: Sequence[Sample]):
     for sample in samples:
         length = len(_text_ids(processor, sample)) - len(sample.images)
         for path in sample.images:
-            with _open(sample, path) as picture:
-                width, height = picture.size
-            length += images.get_number_of_image_patches(height, width, pixels) // images.merge_size**2
+            with _opened(sample, path) as picture:
+                patches = images.get_number_of_image_patches(picture.height, picture.width, pixels)
+            length += patches // images.merge_size**2
         if length > limit:
             raise DataError(f"{sample.where}: question: its prompt has {length} tokens, the limit is {limit} (--max-prompt "
                             f"{args.max_prompt}; the model's context of {context} must also hold --max-tokens {args.max_tokens})")
@@ -123,9 +133,9 @@ def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
     for sample in samples:
         for path in sample.images:
             if path not in images:
-                with _open(sample, path) as picture:
+                with _opened(sample, path) as picture:
                     pil = picture.convert("RGB")
-                pixels = processor.image_processor(images=[pil], return_tensors="pt")
+                    pixels = processor.image_processor(images=[pil], return_tensors="pt")
                 images[path] = Image(path, pil, pixels["pixel_values"], pixels["image_grid_thw"][0])
         text_ids, pictures = _text_ids(processor, sample), tuple(images[path] for path in sample.images)
         counts = iter([int(image.grid_thw.prod()) // merge**2 for image in pictures])
@@ -138,32 +148,37 @@ def seed_for(seed: int, step: int, sample_id: str, copy: int) -> int:
     """The sampling seed of one (sample, order): a function of nothing else, so the same on any number of ranks."""
     return random.Random(f"rollout/{seed}/{step}/{sample_id}/{copy}").getrandbits(31)
 
-class Engine:
+def start(model: str, max_prompt: int, max_tokens: int, max_images: int, gpu_memory: float, **more):
     """vLLM with one model on this rank's device, built after `join_torchrun` and after the trainer took its memory. While it
-    starts it re-seeds the global generators of torch, numpy and Python; nothing of ours uses them."""
+    starts it re-seeds the global generators of torch, numpy and Python; nothing of ours uses them. End it with `stop`."""
+    from vllm import LLM
+    cuda = dict(dtype="bfloat16", gpu_memory_utilization=gpu_memory, max_num_seqs=256)
+    cpu = dict(dtype="float32", kv_cache_memory_bytes=256 << 20, enforce_eager=True, skip_mm_profiling=True, max_num_seqs=128)
+    return LLM(model, distributed_executor_backend="external_launcher", max_model_len=max_prompt + max_tokens,
+               max_num_batched_tokens=max(8192, max_prompt), limit_mm_per_prompt={"image": max_images, "video": 0},
+               **(cuda if torch.cuda.is_available() else cpu), **more)
+
+def stop(llm) -> None:
+    """Shut down in the one order that works: vLLM first, on all ranks together, then the process group it may end."""
+    dist.barrier()
+    llm.llm_engine.engine_core.shutdown()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+class Engine:
+    """The sampler of training and filtering: `start`ed for prompts of `encode`."""
     def __init__(self, model: str, max_prompt: int, max_tokens: int, max_images: int, size: dict, gpu_memory: float = 0.4):
-        for setting in ("LOGGING_LEVEL=ERROR", "NO_USAGE_STATS=1", "CPU_OMP_THREADS_BIND=nobind"):
-            os.environ.setdefault(*f"VLLM_{setting}".split("="))
-        from vllm import LLM
         self.cuda, self.max_tokens = torch.cuda.is_available(), max_tokens
-        cuda = dict(dtype="bfloat16", gpu_memory_utilization=gpu_memory, enable_sleep_mode=True, max_num_seqs=256)
-        cpu = dict(dtype="float32", kv_cache_memory_bytes=256 << 20, enforce_eager=True, skip_mm_profiling=True, max_num_seqs=128)
-        self.llm = LLM(
-            model,
-            distributed_executor_backend="external_launcher",
-            max_model_len=max_prompt + SLACK + max_tokens,
-            max_num_batched_tokens=max(8192, max_prompt + SLACK),
-            limit_mm_per_prompt={"image": max_images, "video": 0},
-            mm_processor_kwargs={"size": dict(size)},
-            logprobs_mode="processed_logprobs",  # of the distribution that was sampled: after temperature and the ban
-            **(cuda if self.cuda else cpu),
-        )
+        more = dict(mm_processor_kwargs={"size": dict(size)}, enable_sleep_mode=self.cuda, logprobs_mode="processed_logprobs",
+                    disable_log_stats=False, enable_mm_processor_stats=True)  # fmt: skip
+        self.llm = start(model, max_prompt + SLACK, max_tokens, max_images, gpu_memory, **more)
         config = self.llm.model_config.hf_config
         self.banned = (config.image_token_id, config.video_token_id)  # a sampled image token would want an image
+        self.counted, self.hits = Counter(), {}
 
     def generate(self, prompts: Sequence[Prompt], *, n: int, seeds: Sequence[int], temperature: float) -> list[list[Rollout]]:
         """n rollouts for each prompt, reproducible from its seed; temperature 0 is greedy. Raises RuntimeError naming the
-        sample when vLLM expanded its images otherwise than the trainer did."""
+        sample when vLLM expanded its images otherwise than the trainer did. `hits` then says what the caches saved."""
         from vllm import SamplingParams
         same = dict(n=n, temperature=temperature, top_p=1.0, top_k=0, max_tokens=self.max_tokens, logprobs=0,
                     flat_logprobs=True, logit_bias={i: -100.0 for i in self.banned})  # fmt: skip
@@ -174,8 +189,18 @@ class Engine:
         for p, output in zip(prompts, outputs, strict=True):
             if (read := list(output.prompt_token_ids)) != p.ids.tolist():
                 raise RuntimeError(f"{p.sample.id}: vLLM reads {len(read)} prompt tokens, the trainer {len(p.ids)}: they differ")
+        self.hits = self._hits(n * len(prompts))
         done = lambda o: Rollout(o.text, tuple(o.token_ids), tuple(o.logprobs.logprobs), o.finish_reason == "stop")  # noqa: E731
         return [[done(o) for o in output.outputs] for output in outputs]
+
+    def _hits(self, requests: int) -> dict[str, float]:
+        """Shares since the last call: of prompt tokens that were in the prefix cache, of requests that had no image encoded."""
+        from vllm.benchmarks.mm_processor import get_timing_stats_from_engine
+        names = ("vllm:prefix_cache_hits", "vllm:prefix_cache_queries")
+        now = Counter({m.name: m.value for m in self.llm.get_metrics() if m.name in names})
+        (hits, queries), self.counted = ((now[name] - self.counted[name] for name in names), now)
+        encoded = sum("num_encoder_calls" in request for request in get_timing_stats_from_engine(self.llm.llm_engine).values())
+        return {"prefix_hits": hits / max(1, queries), "encoder_hits": 1 - encoded / max(1, requests)}
 
     def sleep(self) -> None:
         """Hand the engine's memory to the trainer until the next `sync`. On a CPU there is nothing to hand over."""
@@ -195,11 +220,7 @@ class Engine:
             raise RuntimeError("vLLM kept its prefix cache: a request is still running")
 
     def close(self) -> None:
-        """Shut down in the one order that works: vLLM first, on all ranks together, then the process group it may end."""
-        dist.barrier()
-        self.llm.llm_engine.engine_core.shutdown()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        stop(self.llm)
 
 def add_engine_arguments(p: argparse.ArgumentParser, gpu_memory: float = 0.9) -> None:
     """The flags of sampling, the same in every script."""
@@ -229,9 +250,8 @@ def run(main: Callable[[], None]) -> None:
             dist.barrier()
     except DataError as error:
         code = f"{Path(sys.argv[0]).name}: {error}"
-        if os.environ.get("RANK", "0") != "0":
+        if os.environ.get("RANK", "0") != "0":  # rank 0 says it, and torchrun ends the others; else this rank alone found it
             time.sleep(10)
-            code = 1
-    if dist.is_initialized():
+    if dist.is_initialized() and "vllm" not in sys.modules:  # an engine that is still up ends the group when Python exits
         dist.destroy_process_group()
     sys.exit(code)
