@@ -25,12 +25,14 @@ import json
 import os
 import random
 import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed
 from PIL import Image
 from sklearn.datasets import load_digits
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -47,7 +49,10 @@ TRAIN = {"steps": 20, "prompts": 32, "updates": 2, "n_s": 1, "n": 6, "lr": 1e-4,
          "max_prompt": 256, "max_tokens": 48}
 
 # Kinds of questions: how many in train.jsonl, how many in test.jsonl, and their weight in the warm-up.
-# Sorting ("sequence") can be drawn too, but is not taught, and so not asked: the warm-up is kept short.
+# Sorting ("sequence") can be drawn too, but is not taught, and so not asked: it is too much for so short a
+# warm-up. Given weight 2 (seed 0, 200 fresh questions of each kind, greedy, after the careful teacher), the
+# model sorts 0.41 right, 0.86 with two images and none with five, and "references" fall from 0.96 to 0.84;
+# counting up to find the next digit ("0 third 1 2 first ...") instead of naming it gives 0.43 and 0.88.
 KINDS = {"options": (400, 80, 4), "references": (300, 50, 3), "invariant": (300, 50, 3),
          "index": (150, 40, 2), "single": (100, 20, 1), "sequence": (0, 0, 0)}
 TEST_DIGITS = 360
@@ -351,6 +356,19 @@ def build(out, seed=0, warmup=True) -> None:
     model.save_pretrained(out / "base")
     processor.save_pretrained(out / "base")
     (out / ".stamp").write_text(stamp)
+
+
+def example(rank):
+    """The arguments with which train.py trains this task, built by rank 0 if it is not there. The other ranks wait."""
+    root = Path(__file__).resolve().parents[1]
+    out = root / "runs" / "digits"
+    if rank == 0:
+        print("No --model and --data: training the embedded digits task. The paper's run: torchrun --nproc_per_node 8 "
+              "perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct --data TRAIN.jsonl --out RUN", flush=True)
+        alone = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}  # all cores, for once
+        subprocess.run([sys.executable, __file__, "--out", out], env=alone, check=True)
+    torch.distributed.barrier()
+    return TRAIN | {"model": str(out / "base"), "data": str(out / "train.jsonl"), "out": str(root / "runs" / "example")}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -78,6 +79,7 @@ def main() -> None:
     filtered = out / "train.jsonl"
     command("perl/filter.py", digits / "train.jsonl", model=digits / "base", out=filtered, plot=out / "filter.png", seed=seed, **limits)
     for name, groups in RUNS.items():
+        shutil.rmtree(ROOT / out / name, ignore_errors=True)  # of the demo before this one; train.py goes over no run
         command("perl/train.py", model=digits / "base", data=filtered, out=out / name, seed=seed, **(settings | groups))
     models = {"base": digits / "base"} | {name: out / name / "model" for name in RUNS}
     for name, model in models.items():

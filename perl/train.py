@@ -12,14 +12,20 @@
 
 Every rank samples and trains on its own share of each mini-batch; FSDP2 shards weights, gradients, optimizer and reference.
 Which questions a step draws, how they are permuted and with which seeds they are sampled depends on (--seed, step, question)
-alone, never on the number of ranks. A sample that the coin or a refusal leaves unpermuted still gets n_s identical copies, as
-in the release. RUN gets config.json, metrics.jsonl, TensorBoard events in tb/, and the model in model/.
+alone, never on the number of ranks: weights, optimizer and step are the whole state of a run, and --resume is exact. A sample
+that the coin or a refusal leaves unpermuted still gets n_s identical copies, as in the release.
+
+RUN gets config.json, metrics.jsonl, rollouts.jsonl, TensorBoard events in tb/, and every --save-every steps step-N/ with state/
+(for --resume, on any number of ranks) and model/ (for vLLM and transformers); RUN/model is a link to the newest. SIGTERM ends
+the step, saves, and exits with 0; under torchrun give the step time to end: --shutdown-timeout SECONDS.
 """
 import argparse
+import hashlib
 import json
-import os
 import random
-import subprocess
+import shlex
+import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,15 +35,18 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from accelerate import init_empty_weights
+from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_model_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.grpo import Policy, Row, accuracy, advantages, format_ok, grpo_loss, rollout_mean, shaped
 from perl.permute import Copy, DataError, Sample, alpha, copies, load, options
 from perl.rollout import Engine, Rollout, add_engine_arguments, encode, join_torchrun, prepare, run, seed_for
@@ -62,7 +71,12 @@ def parse_args(argv: Sequence[str] | None = None, defaults: dict | None = None) 
     p.add_argument("--alpha-0", type=float, default=1.0)  # release: alpha_t = 1 - t / T
     p.add_argument("--temperature", type=float, default=1.0)  # release
     p.add_argument("--micro-batch", type=int, default=1)  # ours: questions a forward pass; the release: 4 prompts
-    p.add_argument("--show", type=int, default=2, help="sample rollouts to print each step")
+    p.add_argument("--eval", help="JSONL of questions to answer greedily while training")
+    p.add_argument("--eval-every", type=int, default=20, help="steps")
+    p.add_argument("--save-every", type=int, default=20, help="steps between checkpoints")
+    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one")
+    p.add_argument("--wandb", action="store_true", help="send what TensorBoard gets to Weights & Biases, too")
+    p.add_argument("--show", type=int, default=2, help="sample rollouts to print and keep each step")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(**(defaults or {}))
     return p.parse_args(argv)
@@ -110,14 +124,21 @@ def sample_groups(engine: Engine, processor, questions: Sequence[Sample], step: 
 # --- The model ---
 def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Policy:
     """The model, sharded layer by layer: float32 master weights to train, or the frozen reference. On CUDA the compute is
-    bfloat16, gradients are reduced in float32 and activations are recomputed in the backward pass."""
-    cuda = device.type == "cuda"
-    dtype = torch.float32 if trained or not cuda else torch.bfloat16
-    hf = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype, attn_implementation="sdpa")
+    bfloat16, gradients are reduced in float32 and activations are recomputed in the backward pass. Rank 0 alone reads the
+    weights and sends each to its owners; the other ranks start without storage. Collective."""
+    cuda, reads = device.type == "cuda", dist.get_rank() == 0
+    kind = dict(dtype=torch.float32 if trained or not cuda else torch.bfloat16, attn_implementation="sdpa")
+    if reads:
+        hf = AutoModelForImageTextToText.from_pretrained(model, **kind)
+    else:
+        with init_empty_weights():  # parameters on the meta device; buffers, which no checkpoint holds, are real
+            hf = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(model), **kind)
+        hf.tie_weights()
     if cuda and trained:
         hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tied = hf.get_input_embeddings().weight is hf.lm_head.weight
     policy = Policy(hf).train(trained).requires_grad_(trained)
+    whole = policy.state_dict() if reads else {}
     bf16 = torch.bfloat16 if cuda else None
     precision = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     shard, text = partial(fully_shard, mesh=mesh, mp_policy=precision), hf.model.language_model
@@ -126,26 +147,78 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
     if not tied:  # else one parameter is both, and can't live in two groups
         shard(text.embed_tokens)
     shard([text.embed_tokens][:tied] + [text.norm, hf.lm_head], reshard_after_forward=False)
-    return shard(policy)
+    shard(policy)
+    set_model_state_dict(policy, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    hf.tie_weights()  # what was on the meta device has been replaced, parameter by parameter
+    return policy
 
-def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, full tensor), gathered one at a time: no rank ever holds a second whole model. Collective."""
+def shards(policy: Policy) -> dict[str, torch.Tensor]:
+    """Hugging Face name -> this rank's shard, a DTensor."""
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward without backward leaves some groups whole
-    for name, weight in policy.state_dict().items():
-        weight = weight.to(dtype)
-        yield name.removeprefix("model."), weight.full_tensor() if isinstance(weight, DTensor) else weight
+    return {name.removeprefix("model."): weight for name, weight in policy.state_dict().items()}
 
-def save_model(policy: Policy, processor, out: Path, dtype: torch.dtype) -> None:
-    """A Hugging Face directory that `from_pretrained` and vLLM load. Collective; rank 0 holds and writes the weights."""
-    writes, tied = dist.get_rank() == 0, policy.model.config.tie_word_embeddings
-    weights = {name: weight.cpu() for name, weight in full_weights(policy, dtype) if writes}
-    if writes:
-        weights.pop("lm_head.weight" if tied else None, None)  # it is the embedding
-        policy.model.config.dtype = dtype
-        policy.model.save_pretrained(out, state_dict=weights)
-        processor.save_pretrained(out)
+def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """(Hugging Face name, full tensor), gathered one at a time: no rank ever holds a second whole model. Collective."""
+    for name, weight in shards(policy).items():
+        weight = weight.to(dtype)
+        yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+# --- Checkpoints: written aside, then renamed, so that what has its name is whole ---
+KEEP = 2  # ours: checkpoints that stay, each 12 bytes a parameter and the exported model
+
+def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: torch.dtype) -> None:
+    """OUT/step-N: state/, all that N finished `steps` leave behind, and model/ in Hugging Face format, each rank writing its own
+    shards. A kill at any moment, or a full disk, leaves the checkpoints before it as they were. Collective."""
+    rank, aside, final, sums = dist.get_rank(), out / "writing", out / f"step-{steps:06d}", [None] * dist.get_world_size()
+    if rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
+    dist.barrier()
+    weights, moments = get_state_dict(policy, optimizer)
+    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=aside / "state")
+    mine = [*(aside / "state").glob(f"__{rank}_*"), *[aside / "state" / ".metadata"][rank:]]
+    dist.all_gather_object(sums, {f.name: sha256(f) for f in mine})
+    model, config = {name: shard.to(dtype) for name, shard in shards(policy).items()}, policy.model.config
+    if config.tie_word_embeddings:
+        del model["lm_head.weight"]  # it is the embedding
+    dcp.save(model, storage_writer=HuggingFaceStorageWriter(aside / "model", save_distributed=True, enable_consolidation=True))
+    if rank == 0:
+        shutil.rmtree(aside / "model" / "sharded")  # the ranks' parts, consolidated file by file
+        config.dtype = dtype
+        for part in (config, policy.model.generation_config, processor):
+            part.save_pretrained(aside / "model")
+        (aside / "sha256.json").write_text(json.dumps({name: digest for part in sums for name, digest in part.items()}))
+        aside.rename(final)
+        (link := out / "link").unlink(missing_ok=True)
+        link.symlink_to(Path(final.name) / "model")
+        link.replace(out / "model")
+        for old in sorted(out.glob("step-*"))[:-KEEP]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+def sha256(path: Path) -> str | None:
+    """None where there is no such file."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+def resume(policy: Policy, optimizer, out: Path) -> int:
+    """Load the newest checkpoint of OUT into policy and optimizer; the number of its finished steps, 0 without one. Raises
+    DataError where it is damaged. Collective."""
+    if not (found := sorted(out.glob("step-*"))):
+        return 0
+    newest, damaged = found[-1], [None] * dist.get_world_size()
+    sums = json.loads((newest / "sha256.json").read_text())
+    mine = sorted(sums)[dist.get_rank() :: len(damaged)]
+    dist.all_gather_object(damaged, [name for name in mine if sha256(newest / "state" / name) != sums[name]])
+    for name in sum(damaged, []):
+        raise DataError(f"{newest}: state/{name} is damaged; remove {newest.name} to resume from the checkpoint before it")
+    weights, moments = get_state_dict(policy, optimizer)
+    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=newest / "state")
+    set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments)
+    return int(newest.name.removeprefix("step-"))
 
 # --- One step of learning ---
 @torch.no_grad()
@@ -166,7 +239,7 @@ def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None,
     old = logps_of(policy, groups, args) if args.updates > 1 else None
     size = len(groups) // args.updates
     n_rollouts = size * world * (args.n_s + 1) * args.n  # of the GLOBAL mini-batch
-    sums, gap_max, norms = {}, torch.zeros((), device=device), []
+    sums, gap_max, norms, skipped = {}, torch.zeros((), device=device), [], 0
     for first in range(0, len(groups), size):
         for start in range(first, first + size, args.micro_batch):
             which = range(start, min(start + args.micro_batch, first + size))
@@ -186,12 +259,16 @@ def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None,
             sums = {name: sums.get(name, 0.0) + value / args.updates for name, value in parts.items()}
             gap_max = torch.maximum(gap_max, gap.max())
         norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).full_tensor())  # release
-        optimizer.step()
+        if norms[-1].isfinite():  # of all ranks' gradients: they agree. A loss that is not finite has no finite gradient
+            optimizer.step()
+        skipped += not norms[-1].isfinite()
         optimizer.zero_grad()
     dist.all_reduce(totals := torch.stack([*sums.values()]))
     dist.all_reduce(gap_max, op=dist.ReduceOp.MAX)
     sums = dict(zip(sums, totals.tolist()))
-    return sums | {"grad_norm": torch.stack(norms).mean().item(), "logp_gap_max": gap_max.item()}
+    return sums | {"grad_norm": torch.stack(norms).mean().item(), "logp_gap_max": gap_max.item(), "skipped": int(skipped)}
+
+PHASES = ("sampling", "reference", "update", "sync")  # of a step, in this order
 
 def reward_metrics(groups: Sequence[Group]) -> dict:
     """What the rollouts of a step say, over all ranks' groups. Collective."""
@@ -213,12 +290,63 @@ def reward_metrics(groups: Sequence[Group]) -> dict:
         "advantages": torch.histc(torch.cat([g.advantages for g in groups]), bins=25, min=-3.125, max=3.125).int().tolist(),
     }
 
-def show(group: Group, k: int) -> str:
-    """One rollout, for a reader: prompt, image order, answer, response, reward."""
-    copy = group.copies[k * len(group.copies) // len(group.rollouts)]
-    x, order = copy.sample, " ".join(str(i + 1) for i in copy.sigma)
-    return (f"  {x.id} | images {order} | {' / '.join(x.question.splitlines())}\n    answer {x.answer} | reward "
-            f"{group.rewards[k]:.1f} | advantage {group.advantages[k]:+.2f} | {group.rollouts[k].text}")
+def shown(group: Group, k: int) -> dict:
+    """Rollout k of a group, for a reader."""
+    copy, o = group.copies[k * len(group.copies) // len(group.rollouts)], group.rollouts[k]
+    return {"id": copy.sample.id, "images": [i + 1 for i in copy.sigma], "question": copy.sample.question,
+            "answer": copy.sample.answer, "reward": group.rewards[k].item(), "advantage": group.advantages[k].item(),
+            "response": o.text}  # fmt: skip
+
+def evaluate(engine: Engine, processor, samples: Sequence[Sample], args) -> dict[str, float]:
+    """Greedy accuracy of pi in the given order and in one permuted order, drawn once and for all. Collective."""
+    sums, world = torch.zeros(2, dtype=torch.float64), dist.get_world_size()
+    mine = samples[dist.get_rank() :: world]
+    for start in range(0, len(mine), args.prompts):
+        pairs = [copies(x, 1, 1.0, args.seed, -1) for x in mine[start : start + args.prompts]]
+        asked = [c.sample for pair in pairs for c in pair]
+        answers = engine.generate(encode(processor, asked), n=1, seeds=[0] * len(asked), temperature=0.0)
+        right = [accuracy(o.text, x.answer, options(x.question)) for x, (o,) in zip(asked, answers)]
+        sums += torch.tensor(right, dtype=torch.float64).view(-1, 2).sum(0)
+    dist.all_gather_object(ranks := [None] * world, sums)
+    given, permuted = (sum(ranks) / len(samples)).tolist()
+    return {"eval_given": given, "eval_permuted": permuted}
+
+class Log:
+    """What rank 0 writes into RUN for a reader: config.json, metrics.jsonl, rollouts.jsonl, TensorBoard, and the terminal."""
+    def __init__(self, args, out: Path, first: int, total: int, world: int):
+        out.mkdir(parents=True, exist_ok=True)
+        versions = {name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm")}
+        command = shlex.join(["torchrun", "--nproc_per_node", str(world), *sys.argv])
+        config = vars(args) | {"steps": total, "world": world, "command": command, "versions": versions}
+        (out / "config.json").write_text(json.dumps(config, indent=1))
+        self.files = [out / "metrics.jsonl", out / "rollouts.jsonl"]
+        for file in self.files:  # drop the lines of steps that will run again, and a line torn by a kill
+            lines = [x for x in file.read_text().split("\n")[:-1] if json.loads(x)["step"] < first] if file.exists() else []
+            (aside := file.with_suffix(".tmp")).write_text("".join(f"{x}\n" for x in lines))
+            aside.replace(file)
+        if args.wandb:
+            import wandb
+            wandb.init(project="perl", name=out.name, config=config, sync_tensorboard=True)
+        self.board, self.explained = SummaryWriter(out / "tb", purge_step=first), False
+
+    def write(self, metrics: dict, rows: list[dict], bar: tqdm) -> None:
+        """A step's metrics and sample rollouts."""
+        step = metrics["step"]
+        for file, lines in zip(self.files, ([metrics], [{"step": step} | row for row in rows])):
+            with open(file, "a") as appended:
+                appended.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        for name in metrics.keys() - {"step", "advantages"}:
+            self.board.add_scalar(name, metrics[name], step)
+        for row in rows:
+            bar.write("  " + " | ".join(f"{name} {value}".replace("\n", " / ") for name, value in row.items()))
+        if metrics["no_spread"] == 1 and not self.explained:
+            bar.write(f"step {step}: the rewards of every group are equal, so all advantages are 0, and the loss but for its KL "
+                      "term: the questions are too easy or too hard (perl/filter.py), or no response has the asked form")
+            self.explained = True
+        if metrics["skipped"]:
+            bar.write(f"step {step}: {metrics['skipped']} updates skipped, their gradient is not finite")
+        seconds = "+".join(f"{metrics[f'seconds_{phase}']:.1f}" for phase in PHASES)
+        bar.set_postfix(reward=f"{metrics['reward']:.3f}", accuracy=f"{metrics['accuracy']:.3f}", seconds=seconds)
 
 def check(args, samples: Sequence[Sample], world: int) -> None:
     """Raises DataError when a step's questions can't be drawn or shared out."""
@@ -226,42 +354,48 @@ def check(args, samples: Sequence[Sample], world: int) -> None:
         raise DataError(f"--prompts {args.prompts} is no multiple of {parts}: --updates {args.updates} on {world} ranks")
     if len(samples) < args.prompts:
         raise DataError(f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} of one step (--prompts)")
+    if not args.resume and any(Path(args.out).glob("step-*")):
+        raise DataError(f"--out {args.out}: it holds a run already; --resume goes on with it")
+    if args.resume and (config := Path(args.out) / "config.json").exists():
+        before = json.loads(config.read_text())
+        for name in ("data", "seed", "prompts", "updates", "n_s", "n"):
+            if before[name] != getattr(args, name):
+                raise DataError(f"{config}: --resume with another {name}: {before[name]} became {getattr(args, name)}")
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     rank, world, device = join_torchrun()
     if not args.model and not args.data:
-        from data.digits import TRAIN
-        digits = ROOT / "runs" / "digits"
-        args = parse_args(argv, TRAIN | {"model": str(digits / "base"), "data": str(digits / "train.jsonl")})
-        if rank == 0:
-            print("No --model and --data: training the embedded digits task. The paper's run: torchrun --nproc_per_node 8 "
-                  "perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct --data TRAIN.jsonl --out RUN", flush=True)
-            alone = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}  # the other ranks are waiting
-            subprocess.run([sys.executable, ROOT / "data" / "digits.py", "--out", digits], env=alone, check=True)
+        from data.digits import example
+        args = parse_args(argv, defaults := example(rank))
+        if rank == 0 and args.out == defaults["out"] and not args.resume:
+            shutil.rmtree(args.out, ignore_errors=True)  # the example before this one
         dist.barrier()
     elif not (args.model and args.data):
         raise DataError("--model and --data belong together; with neither, the embedded digits task is trained")
     check(args, samples := load(args.data), world)
-    processor, settings = prepare(args, samples)
+    held_out = load(args.eval) if args.eval else []
+    processor, settings = prepare(args, samples + held_out)
     total = args.steps or args.epochs * (len(samples) // args.prompts)
-    mesh = init_device_mesh(device.type, (world,))
+    mesh, out = init_device_mesh(device.type, (world,)), Path(args.out)
     policy = build_policy(args.model, device, mesh, trained=True)
     reference = build_policy(args.model, device, mesh, trained=False) if args.beta > 0 else None
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.01)  # release; betas 0.9, 0.999
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    first = resume(policy, optimizer, out)
     engine = Engine(*settings)
-    out = Path(args.out)
-    if rank == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(json.dumps(vars(args) | {"steps": total, "world": world}, indent=1))
-        (out / "metrics.jsonl").write_text("")
-        board = SummaryWriter(out / "tb")
-    bar = tqdm(range(total), desc=out.name, disable=rank != 0, dynamic_ncols=True)
+    if first:
+        engine.sleep()
+        engine.sync(full_weights(policy, dtype))
+    log = Log(args, out, first, total, world) if rank == 0 else None
+    sigterms, failed = [], 0
+    signal.signal(signal.SIGTERM, lambda *_: sigterms.append(1))
+    bar = tqdm(range(first, total), desc=out.name, initial=first, total=total, disable=rank != 0, dynamic_ncols=True)
     for step in bar:
         times, alpha_t = [time.perf_counter()], alpha(step, total, args.alpha_0)
         questions = share_of_rank(questions_of(samples, step, args), rank, world, args.updates)
         groups = sample_groups(engine, processor, questions, step, alpha_t, args)
+        hits = engine.hits
         engine.sleep()
         times.append(time.perf_counter())
         ref = logps_of(reference, groups, args) if reference else None
@@ -270,21 +404,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         times.append(time.perf_counter())
         engine.sync(full_weights(policy, dtype))  # theta_old <- theta
         times.append(time.perf_counter())
-        metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned
+        metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned | hits
         metrics["tokens_per_second"] = metrics.pop("tokens") / (times[-1] - times[0])
-        for phase, start, end in zip(("sampling", "reference", "update", "sync"), times, times[1:]):
-            metrics[f"seconds_{phase}"] = end - start
+        metrics |= {f"seconds_{phase}": end - start for phase, start, end in zip(PHASES, times, times[1:])}
+        if held_out and (step + 1) % args.eval_every == 0:
+            metrics |= evaluate(engine, processor, held_out, args)
         if rank == 0:
-            with open(out / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(metrics) + "\n")
-            for name in metrics.keys() - {"step", "advantages"}:
-                board.add_scalar(name, metrics[name], step)
-            for k in range(args.show):  # a rollout of an original, one of a copy, ...
-                bar.write(show(groups[k % len(groups)], k * args.n % len(groups[0].rollouts)))
-            bar.set_postfix(reward=f"{metrics['reward']:.3f}", accuracy=f"{metrics['accuracy']:.3f}")
-    save_model(policy, processor, out / "model", dtype)
+            log.write(metrics, [shown(groups[k % len(groups)], k * args.n % len(groups[0].rollouts)) for k in range(args.show)], bar)
+        failed = failed + 1 if learned["skipped"] else 0
+        if failed == 3:
+            names = ", ".join(x.id for x in questions_of(samples, step, args))
+            raise RuntimeError(f"no finite gradient for three steps in a row; the questions of step {step}: {names}")
+        dist.all_reduce(stop := torch.tensor(len(sigterms), device=device))
+        if stop or step + 1 == total or (step + 1) % args.save_every == 0:
+            save(policy, optimizer, processor, step + 1, out, dtype)
+        if stop:
+            break
     if rank == 0:
-        board.close()
+        log.board.close()
     engine.close()
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def test_sync_is_exact_and_caches_are_dropped(torchrun, digits, tmp_path):
 # --- The script ---
 
 METRICS = """step alpha reward accuracy format no_spread permuted response_length cut_off advantages kl clip_share tis_weight
-loss entropy logp_gap_mean logp_gap_max grad_norm seconds_sampling seconds_sync seconds_reference seconds_update
+loss entropy logp_gap_mean logp_gap_max grad_norm skipped prefix_hits encoder_hits seconds_sampling seconds_sync seconds_reference seconds_update
 tokens_per_second""".split()
 
 

@@ -1,10 +1,13 @@
-"""Two optimizer updates on fixed rollouts, whatever the number of ranks: torchrun ... update.py BASE OUT N_S BETA MICRO.
+"""Two optimizer updates on fixed rollouts, whatever the number of ranks: torchrun ... update.py BASE OUT N_S BETA MICRO [nan].
 
-Writes the updated weights and the metrics, for tests/test_train.py to compare."""
+With "nan" the sampler's log-probabilities of one rollout are none, so that the first update has no finite gradient. Writes
+the updated weights and the metrics, for the tests to compare."""
 
 import json
+import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -41,6 +44,9 @@ def fixed_group(x) -> Group:
 
 questions = load(base / "train.jsonl")[:8]
 groups = [fixed_group(x) for x in share_of_rank(questions, rank, world, args.updates)]
+if "nan" in sys.argv:
+    broken = replace(groups[0].rollouts[0], logps=tuple(float("nan") for _ in groups[0].rollouts[0].logps))
+    groups[0] = replace(groups[0], rollouts=(broken, *groups[0].rollouts[1:]))
 mesh = init_device_mesh(device.type, (world,))
 policy = build_policy(str(base / "base"), device, mesh, trained=True)
 with torch.no_grad():  # a reference that differs from the policy, so that the KL term has a gradient at once
@@ -56,3 +62,4 @@ if rank == 0:
     out.with_suffix(".json").write_text(json.dumps(metrics))
 dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads now and then abort an interpreter that ends in the usual way, with everything written

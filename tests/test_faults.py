@@ -1,0 +1,172 @@
+"""A run one can leave alone: exact resume, kills, a full disk, damaged files, a rank that dies, numbers that are not finite."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import ROOT
+
+FLAGS = "--prompts 8 --updates 2 --steps 4 --save-every 2 --max-prompt 200 --max-tokens 12 --lr 1e-4 --beta 0.1 --show 1".split()
+
+
+def command(digits, run, *more, ranks=2, model=None, data=None):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks] if ranks else []
+    words = ["perl/train.py", "--model", model or digits / "base", "--data", data or digits / "train.jsonl", "--out", run]
+    return [str(word) for word in (sys.executable, *launcher, *words, *FLAGS, *more)]
+
+
+def finish(digits, run, *more, **settings):
+    done = subprocess.run(command(digits, run, *more, **settings), cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def start(digits, run, *more, **settings):
+    """A run in the background."""
+    return subprocess.Popen(command(digits, run, *more, **settings), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+
+
+def ranks_of(process):
+    """The processes that torchrun started: each leads a session of its own."""
+    return list(map(int, subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()))
+
+
+def steps_of(run):
+    """The whole lines of metrics.jsonl, but for what depends on the clock."""
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    return [{k: v for k, v in row.items() if "second" not in k} for row in rows]
+
+
+def wait_for_steps(run, process, steps):
+    deadline = time.monotonic() + 200
+    while len(steps_of(run)) < steps:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def largest_difference(run, other):
+    a, b = (load_file(r / "model" / "model-00001-of-00001.safetensors") for r in (run, other))
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+@pytest.fixture(scope="module")
+def straight(digits, tmp_path_factory):
+    """Four steps on two ranks, uninterrupted."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    code, said = finish(digits, run)
+    assert code == 0, said[-3000:]
+    return run
+
+
+def test_killed_and_resumed_equals_uninterrupted(digits, straight, tmp_path):
+    run = tmp_path / "run"
+    process = start(digits, run)
+    wait_for_steps(run, process, 3)
+    for pid in [process.pid, *ranks_of(process)]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert [p.name for p in run.glob("step-*")] == ["step-000002"]
+    one_rank = tmp_path / "one"
+    shutil.copytree(run, one_rank, symlinks=True)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "rew')  # a line torn by the kill
+    code, said = finish(digits, run, "--resume")
+    assert code == 0, said[-3000:]
+    assert steps_of(run) == steps_of(straight) and len(steps_of(run)) == 4
+    assert largest_difference(run, straight) == 0.0
+    kept = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in kept] == [0, 1, 2, 3]
+
+    code, said = finish(digits, one_rank, "--resume", ranks=1)  # a checkpoint of two ranks goes on with one
+    assert code == 0, said[-3000:]
+    assert largest_difference(one_rank, straight) <= 1e-5
+    assert [row["step"] for row in steps_of(one_rank)] == [0, 1, 2, 3]
+
+    # A flipped bit is found before it trains; the checkpoint before it still works. A run is never gone over by mistake.
+    state = next((run / "step-000004" / "state").glob("__0_*"))
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    code, said = finish(digits, run, "--resume")
+    assert code == 1 and "step-000004: state/__0_0.distcp is damaged; remove step-000004" in said
+    code, said = finish(digits, run)
+    assert code == 1 and "it holds a run already; --resume" in said
+    code, said = finish(digits, run, "--resume", "--seed", "1")
+    assert code == 1 and "--resume with another seed: 0 became 1" in said
+
+
+def test_sigterm_saves_and_exits_with_zero(digits, straight, tmp_path):
+    run = tmp_path / "run"
+    process = start(digits, run, ranks=0)  # without torchrun: the exit code is the script's own
+    wait_for_steps(run, process, 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 0
+    assert f"step-{len(steps_of(run)):06d}" == max(p.name for p in run.glob("step-*"))
+    code, said = finish(digits, run, "--resume")  # and from one rank to two
+    assert code == 0, said[-3000:]
+    assert largest_difference(run, straight) <= 1e-5 and len(steps_of(run)) == 4
+
+
+def test_killed_while_saving_and_full_disk(digits, tmp_path):
+    worker = [sys.executable, "tests/workers/checkpoint.py", digits, tmp_path / "run", "4"]
+    done = subprocess.run(list(map(str, worker)), cwd=ROOT, capture_output=True, text=True, timeout=400,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["resumed"][0] == 0 and sorted(set(found["resumed"])) == found["resumed"]  # each got further
+    assert found["full disk"] == [1, 1] and found["after"] == found["before"] > found["resumed"][-1]
+
+
+def test_a_dead_rank_ends_the_run(digits, tmp_path):
+    run = tmp_path / "run"
+    process = start(digits, run)
+    wait_for_steps(run, process, 1)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    assert process.wait(timeout=60) != 0
+
+
+def test_numbers_that_are_not_finite(digits, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(digits / "base", model)
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    code, said = finish(digits, tmp_path / "run", model=model)
+    assert code != 0 and "step 0: 2 updates skipped, their gradient is not finite" in said
+    assert "no finite gradient for three steps in a row; the questions of step 2: train-" in said
+    assert [row["skipped"] for row in steps_of(tmp_path / "run")] == [2, 2, 2]
+
+
+def test_an_image_that_breaks_in_the_middle(digits, tmp_path):
+    """Its header is fine, so that only reading it all shows it: the sample is named, by whichever rank has it."""
+    rows = [json.loads(line) for line in (digits / "train.jsonl").read_text().splitlines()[:16]]
+    for row in rows:
+        row["images"] = [str(digits / path) for path in row["images"]]
+    content = open(rows[9]["images"][0], "rb").read()
+    (tmp_path / "torn.png").write_bytes(content[: len(content) // 2])
+    rows[9]["images"][0] = str(tmp_path / "torn.png")
+    (tmp_path / "torn.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, said = finish(digits, tmp_path / "run", data=tmp_path / "torn.jsonl")
+    assert code != 0 and f"train.py: torn.jsonl:10: images: {tmp_path}/torn.png is not a readable image" in said
+
+
+def test_a_skipped_update_leaves_the_weights(digits, tmp_path):
+    """One bad number in a mini-batch: the optimizer never sees it."""
+    out = tmp_path / "update.pt"
+    worker = [sys.executable, "tests/workers/update.py", digits, out, "1", "0.1", "1", "nan"]
+    subprocess.run(list(map(str, worker)), cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    found = torch.load(out)
+    assert json.loads(out.with_suffix(".json").read_text())["skipped"] == 1
+    assert all(torch.isfinite(w).all() for w in found["after"].values())
+    assert any(not torch.equal(w, found["before"][name]) for name, w in found["after"].items())  # the other update was made
