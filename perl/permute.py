@@ -105,7 +105,7 @@ BEFORE = re.compile(r"\b(?:an?|one|each|every|any|no|another|which|two|three|\d|
 BEFORE_HASH = re.compile(r"(?:^|[.?!,(:\n\0\1]|\b(?:in|is|and|or|of|than|between|to|vs|with|does|do|are|like|compare))\s*$")
 AFTER = re.compile(  # what may follow "image 2", but no count of things
     r" ?[^\w\s]|\s*$|\s*\n|[一-龥]| (?:is|are|was|were|has|have|do|does|and|or|but|while|in|on|at|of|for|from|to|with|as|than|that|not"
-    r"|can|could|would|shows?|depicts?|contains?|features?|covers?|grows?|equals|differs?|looks?|match|both|all|only|also"
+    r"|can|could|would|shows?|depicts?|contains?|features?|covers?|grows?|equals|differs?|looks?|(?:show|look|fac|depict|contain)ing|match|both|all|only|also"
     r"|similar|like|[a-z]+e[rd]|taken|there|an?|the)\b")
 TOKEN = (rf"(?:(?<![a-z])(?!(?:and|or|vs|the)\b)(?:{EDGE}|[a-z]+ to last|[a-z]+-hand|[a-z]+|\d+[a-z]*)|最后一|倒数第."
          r"|[左右][边侧]|中间|[①-⑥一二三四五六七八九十甲乙丙丁左右中首末])")
@@ -188,7 +188,7 @@ def _leftover(masked: str, n: int, order: str) -> str:
     """The reason why a text may name an image in a way unknown here; "" when it does not."""
     for reason, cues, pattern in REFUSE:
         if any(cue in masked for cue in cues) and (m := pattern.search(masked)) and (reason != TIME or order not in ("options", "sequence")):
-            return f"{reason}: {' '.join(m[0].split())[-40:]!r}"
+            return f"{reason}: {' '.join(m[0].translate({0: None, 1: None}).split())[-40:]!r}"
     for m in OTHER.finditer(masked):  # "one image ... the other image" is safe, and of two only
         if not (re.search(rf"\bone\b|{ONE}", masked[:m.start()]) and (n == 2 or m[1]) or m[2] and "@" in masked):
             return f"{POINT}: {m[0]!r}"

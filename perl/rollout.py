@@ -237,7 +237,8 @@ def join_torchrun() -> tuple[int, int, torch.device]:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    patience = timedelta(minutes=30)  # in a collective: ranks may end their sampling minutes apart, but a hang must end
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     return dist.get_rank(), dist.get_world_size(), device
 
 def run(main: Callable[[], None]) -> None:

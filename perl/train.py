@@ -210,11 +210,14 @@ def resume(policy: Policy, optimizer, out: Path) -> int:
     if not (found := sorted(out.glob("step-*"))):
         return 0
     newest, damaged = found[-1], [None] * dist.get_world_size()
-    sums = json.loads((newest / "sha256.json").read_text())
+    try:
+        sums = json.loads((newest / "sha256.json").read_text())
+    except (OSError, ValueError):
+        sums = {"sha256.json": None}
     mine = sorted(sums)[dist.get_rank() :: len(damaged)]
-    dist.all_gather_object(damaged, [name for name in mine if sha256(newest / "state" / name) != sums[name]])
+    dist.all_gather_object(damaged, [name for name in mine if sums[name] is None or sha256(newest / "state" / name) != sums[name]])
     for name in sum(damaged, []):
-        raise DataError(f"{newest}: state/{name} is damaged; remove {newest.name} to resume from the checkpoint before it")
+        raise DataError(f"{newest}: {name} is damaged; remove {newest.name} to resume from the checkpoint before it")
     weights, moments = get_state_dict(policy, optimizer)
     dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=newest / "state")
     set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments)
