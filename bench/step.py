@@ -28,6 +28,9 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)  # in place of bench/, where cuda.py would hide NVIDIA's package of that name from torch
+
 import numpy as np
 import torch
 from PIL import Image
@@ -35,8 +38,6 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import (AutoModelForImageTextToText, AutoProcessor, GenerationConfig, Qwen2_5_VLConfig,
                           Qwen2_5_VLForConditionalGeneration, TrainerCallback)
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 from data.digits import make_processor  # noqa: E402
 from perl.grpo import LogprobHead, Policy, Row, grpo_loss, rollout_mean  # noqa: E402
 from perl.permute import load, permute  # noqa: E402
