@@ -458,7 +458,7 @@ def main():
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process; all cores of the machine")
     p.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     p.add_argument("--ns", nargs="*", type=int, default=[1, 2, 4, 8, 16], help="n of the table of growth")
-    p.add_argument("--repeats", type=int, default=5, help="at the first shape; 3 and 2 at the others")
+    p.add_argument("--repeats", type=int, default=3, help="at the first shape; 2 and 1 at the others")
     p.add_argument("--out", default=ROOT / "bench" / "step.json", type=Path)
     p.add_argument("--worker", help=argparse.SUPPRESS)
     p.add_argument("--dir", type=Path, help=argparse.SUPPRESS)
@@ -467,16 +467,24 @@ def main():
     torch.set_num_threads(args.threads)
     if args.worker:
         return trl_step(args.dir, args.longest) if args.worker == "trl_step" else serve(args.worker, args.dir, args.longest)
-    start, repeats = time.perf_counter(), dict(zip(SHAPES, (args.repeats, min(3, args.repeats), min(2, args.repeats))))
+    start, repeats = time.perf_counter(), dict(zip(SHAPES, (args.repeats, min(2, args.repeats), 1)))
     report = {
         "date": date.today().isoformat(), "command": " ".join([Path(sys.executable).name, *sys.argv]), "cores": os.cpu_count(),
         "threads": args.threads, "machine": platform.machine(), "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "transformers", "trl", "numpy")},
-        "whole_step": whole_step(args.threads), "head_bytes": head_memory(), "growth": growth(args.ns, args.threads),
-        "shapes": [compare(shape, repeats[shape], args.threads) for shape in args.shapes],
+        "shapes": [], "whole_step": None, "head_bytes": {}, "growth": [],
     }  # fmt: skip
-    report["minutes"] = (time.perf_counter() - start) / 60
-    args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+    def keep(**part):  # what was measured is on disk before the next part starts
+        report.update(part, minutes=(time.perf_counter() - start) / 60)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+    for shape in args.shapes:
+        keep(shapes=[*report["shapes"], compare(shape, repeats[shape], args.threads)])
+        print(show(report), flush=True)
+    keep(whole_step=whole_step(args.threads))
+    keep(head_bytes=head_memory())
+    keep(growth=growth(args.ns, args.threads))
     print(show(report))
 
 

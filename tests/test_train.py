@@ -85,14 +85,18 @@ tokens_per_second""".split()
 def test_two_ranks_train_and_the_model_loads(torchrun, digits, tmp_path):
     run = tmp_path / "run"
     flags = "--prompts 8 --updates 2 --steps 2 --max-prompt 200 --max-tokens 12 --lr 1e-3".split()
+    flags += ["--eval", digits / "test.jsonl", "--eval-every", "2"]
     done = torchrun(2, "perl/train.py", "--model", digits / "base", "--data", digits / "train.jsonl", "--out", run, *flags)
     rows = read(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1] and [row["alpha"] for row in rows] == [1.0, 0.5]
     for row in rows:
-        assert set(row) == set(METRICS)
+        assert set(row) == set(METRICS) | ({"eval_given", "eval_permuted"} if row["step"] == 1 else set())
+        assert 0 < row["encoder_hits"] < 1  # 12 rollouts of a question need its images encoded once
         assert row["logp_gap_max"] <= 1e-4 and sum(row["advantages"]) == 8 * 12
-    assert done.stderr.count("answer ") + done.stdout.count("answer ") == 4  # two sample rollouts a step
-    assert list((run / "tb").iterdir()) and json.loads((run / "config.json").read_text())["n"] == 6
+    assert done.stderr.count("| answer ") + done.stdout.count("| answer ") == 4  # two sample rollouts a step
+    assert [row["step"] for row in read(run / "rollouts.jsonl")] == [0, 0, 1, 1]
+    config = json.loads((run / "config.json").read_text())
+    assert list((run / "tb").iterdir()) and config["n"] == 6 and {"torch", "transformers", "vllm"} == set(config["versions"])
 
     AutoProcessor.from_pretrained(run / "model")
     trained = AutoModelForImageTextToText.from_pretrained(run / "model")
