@@ -98,17 +98,17 @@ def test_killed_and_resumed_equals_uninterrupted(digits, straight, tmp_path):
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
-    code, said = finish(digits, run, "--resume")
+    code, said = finish(digits, run, "--resume", ranks=0)
     assert code == 1 and "step-000004: __0_0.distcp is damaged; remove step-000004" in said
     (run / "step-000004" / "sha256.json").write_text("{")
-    code, said = finish(digits, run, "--resume")
+    code, said = finish(digits, run, "--resume", ranks=0)
     assert code == 1 and "step-000004: sha256.json is damaged" in said
     shutil.rmtree(run / "step-000004")
     code, said = finish(digits, run, "--resume")  # as the sentence says: from the one before
     assert code == 0 and largest_difference(run, straight) == 0.0
-    code, said = finish(digits, run)
+    code, said = finish(digits, run, ranks=0)
     assert code == 1 and "it holds a run already; --resume" in said
-    code, said = finish(digits, run, "--resume", "--seed", "1")
+    code, said = finish(digits, run, "--resume", "--seed", "1", ranks=0)
     assert code == 1 and "--resume with another seed: 0 became 1" in said
 
 
