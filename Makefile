@@ -1,11 +1,12 @@
 # make demo    set up, then the whole pipeline on embedded real images: filter, GRPO, PeRL, evaluation, report
 # make test    set up, then pass the tests
 # make bench   set up, install trl, then one update measured beside a padded batch and TRL: bench/step.json
+# make paper   set up, then the ablations of docs/results.md: 5 seeds x 9 runs, resumable, over an hour on 2 cores
 # make setup   only the environment (.venv); quick when it is there
 PYTHON ?= python3
 SEED ?= 0
 
-.PHONY: demo test bench setup
+.PHONY: demo test bench paper setup
 
 demo: setup
 	.venv/bin/python evals/demo.py --seed $(SEED)
@@ -19,6 +20,9 @@ bench: setup
 	  .venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])' \
 	  | xargs .venv/bin/python -m pip install -q -c .venv/kept.txt; }
 	.venv/bin/python bench/step.py
+
+paper: setup
+	.venv/bin/python evals/paper.py
 
 setup:
 	@$(PYTHON) tools/setup_env.py

@@ -58,7 +58,8 @@ def mean(scores: Sequence[float]) -> float:
 
 def mend(path: Path) -> None:
     """Cut off a last line of the scores that a kill has torn; its question is scored again."""
-    os.truncate(path, path.read_bytes().rfind(b"\n") + 1) if path.exists() else None
+    if path.exists():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 def read_scores(path: Path, settings: dict) -> dict[str, float]:
     """Scores on disk that were made with `settings`."""
@@ -124,7 +125,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, path = Path(args.out), Path(f"{args.out}.scores.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: getattr(args, key) for key in ("model", "rollouts", "max_tokens", "max_pixels", "seed")}
-    mend(path) if rank == 0 else None
+    if rank == 0:
+        mend(path)
     dist.barrier()
     known = read_scores(path, settings)
     if missing := [x for x in samples if x.id not in known]:

@@ -11,8 +11,8 @@ For a question in n_s + 1 image orders x_i (the original first) with n rollouts 
 
 Eqs. 2-3 (plain GRPO) are the case n_s = 0. Where we differ. From the paper: a truncated importance weight corrects the gap
 between the engine that samples and the model that learns (1 in float32). From the release: the spread has 1/N, not 1/(N-1);
-zero spread gives exactly zero; the mean over tokens is taken inside each rollout, as in Eq. 6 (`token_mean` is the
-release's). The paper gives neither weights for the reward nor eps; 0.9, 0.1 and 0.2 are the release's.
+zero spread gives exactly zero; the mean over tokens is taken inside each rollout, as in Eq. 6 (`token_mean` is what
+the release does within each micro-batch). The paper gives neither weights for the reward nor eps; 0.9, 0.1 and 0.2 are the release's.
 
 A prompt with several images is long, and its n rollouts share it. `Policy` computes one row a prompt, so prompt and images
 once instead of n times, exactly:   [ prompt | o_1 | o_2 | .. | o_n ]   each o_k sees the prompt and itself, causally.
@@ -156,7 +156,7 @@ def advantages(rewards: torch.Tensor) -> torch.Tensor:
     """
     c = dr_grpo(rewards).double()
     spread = c.square().mean(dim=1, keepdim=True).sqrt()  # (Q, 1), with 1/N
-    return torch.where(spread > 0, c / spread, 0.0).float()  # Eq. (5)
+    return torch.where(spread > 0, c / spread, 0.0).float()  # Eq. (5); with n_s = 0 it is Eq. (2)
 
 def dr_grpo(rewards: torch.Tensor) -> torch.Tensor:
     """Eq. 4 without Eq. 5, r - R_bar: no division by the spread (Dr. GRPO, arXiv 2503.20783). Shapes as in `advantages`."""
@@ -278,7 +278,7 @@ def rollout_mean(lengths: torch.Tensor, n_rollouts: int) -> torch.Tensor:
     return (1.0 / (lengths * n_rollouts)).repeat_interleave(lengths)
 
 def token_mean(lengths: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """The release's weights instead: one mean over all `n_tokens` tokens of the global mini-batch."""
+    """Instead, one mean over all `n_tokens` tokens of the global mini-batch (DAPO, arXiv 2503.14476): long rollouts weigh more."""
     return torch.full((int(lengths.sum()),), 1.0 / n_tokens, device=lengths.device)
 
 def grpo_loss(logp, old_logp, ref_logp, sampler_logp, A, weight, *, clip_low=0.2, clip_high=0.2, beta=0.01, tis_cap=2.0):

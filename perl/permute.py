@@ -249,11 +249,11 @@ def _permute(x: Sample, sigma: tuple) -> Sample:
     asks = x.order == "index" or bool(WHICH.search(text)) and not re.search(r"(?i)\bhow m|\bnumber of\b|多少|几", text)
     question, masked = _rename(text, q, NAMES_AND_BARE if asks else NAMES)
     question = re.sub("\1\0*", lambda m, spans=iter(holes): x.question[slice(*next(spans))], question)
-    if x.order == "options":  # the letter follows its image
+    if x.order == "options":  # Eq. (1), Lambda: the letter follows its image
         if answer not in LETTERS[:n - x.stem] or re.search(rf"(?i)(?:{NOUN}|option|choice|candidate|answer) \(?[A-H]\b", text):
             raise Refused("the answer is no letter of an image, or the question names a letter")
         answer = LETTERS[q[LETTERS.index(answer) + x.stem] - x.stem]
-    elif answer not in choices:  # else its option was renamed, and the letter stays
+    elif answer not in choices:  # else its option was renamed, and the letter stays: S = 1
         if x.order == "references" and re.fullmatch("[A-Z]", answer):
             raise Refused("a letter answer, but no options")
         answer, rest = _answer(x, q, asks)

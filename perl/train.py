@@ -171,14 +171,13 @@ KEEP = 2  # ours: checkpoints that stay, each 12 bytes a parameter and the expor
 def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: torch.dtype) -> None:
     """OUT/step-N: state/, all that N finished `steps` leave behind, and model/ in Hugging Face format, each rank writing its own
     shards. A kill at any moment, or a full disk, leaves the checkpoints before it as they were. Collective."""
-    rank, aside, final, sums = dist.get_rank(), out / "writing", out / f"step-{steps:06d}", [None] * dist.get_world_size()
+    rank, aside, final = dist.get_rank(), out / "writing", out / f"step-{steps:06d}"
     if rank == 0:
         shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
     dist.barrier()
     weights, moments = get_state_dict(policy, optimizer)
     dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=aside / "state")
-    mine = [*(aside / "state").glob(f"__{rank}_*"), *[aside / "state" / ".metadata"][rank:]]
-    dist.all_gather_object(sums, {f.name: sha256(f) for f in mine})
+    sums = digests(aside / "state")
     model, config = {name: shard.to(dtype) for name, shard in shards(policy).items()}, policy.model.config
     if config.tie_word_embeddings:
         del model["lm_head.weight"]  # it is the embedding
@@ -188,7 +187,7 @@ def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: tor
         config.dtype = dtype
         for part in (config, policy.model.generation_config, processor):
             part.save_pretrained(aside / "model")
-        (aside / "sha256.json").write_text(json.dumps({name: digest for part in sums for name, digest in part.items()}))
+        (aside / "sha256").write_text("".join(f"{line}\n" for line in sorted(sums)))
         aside.rename(final)
         (link := out / "link").unlink(missing_ok=True)
         link.symlink_to(Path(final.name) / "model")
@@ -197,27 +196,23 @@ def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: tor
             shutil.rmtree(old)
     dist.barrier()
 
-def sha256(path: Path) -> str | None:
-    """None where there is no such file."""
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def digests(folder: Path) -> set[str]:
+    """sha256sum's line for each file in `folder`, the reading shared by the ranks. Collective."""
+    ranks, mine = [None] * dist.get_world_size(), []
+    for path in sorted(folder.iterdir())[dist.get_rank() :: len(ranks)]:
+        with open(path, "rb") as file:
+            mine.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}")
+    dist.all_gather_object(ranks, mine)
+    return {line for rank in ranks for line in rank}
 
 def resume(policy: Policy, optimizer, out: Path) -> int:
     """Load the newest checkpoint of OUT into policy and optimizer; the number of its finished steps, 0 without one. Raises
     DataError where it is damaged. Collective."""
     if not (found := sorted(out.glob("step-*"))):
         return 0
-    newest, damaged = found[-1], [None] * dist.get_world_size()
-    try:
-        sums = json.loads((newest / "sha256.json").read_text())
-    except (OSError, ValueError):
-        sums = {"sha256.json": None}
-    mine = sorted(sums)[dist.get_rank() :: len(damaged)]
-    dist.all_gather_object(damaged, [name for name in mine if sums[name] is None or sha256(newest / "state" / name) != sums[name]])
-    for name in sum(damaged, []):
-        raise DataError(f"{newest}: {name} is damaged; remove {newest.name} to resume from the checkpoint before it")
+    newest, sums = found[-1], found[-1] / "sha256"
+    for line in digests(newest / "state") ^ set(sums.read_text().splitlines() if sums.is_file() else ["none  sha256"]):
+        raise DataError(f"{newest}: {line.split()[-1]} is damaged; remove {newest.name} to resume from the checkpoint before it")
     weights, moments = get_state_dict(policy, optimizer)
     dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=newest / "state")
     set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments)
@@ -383,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mesh, out = init_device_mesh(device.type, (world,)), Path(args.out)
     policy = build_policy(args.model, device, mesh, trained=True)
     reference = build_policy(args.model, device, mesh, trained=False) if args.beta > 0 else None
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.01)  # release; betas 0.9, 0.999
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.01, fused=True)  # release; betas 0.9, 0.999
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     first = resume(policy, optimizer, out)
     engine = Engine(*settings)
@@ -394,7 +389,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sigterms, failed = [], 0
     signal.signal(signal.SIGTERM, lambda *_: sigterms.append(1))
     bar = tqdm(range(first, total), desc=out.name, initial=first, total=total, disable=rank != 0, dynamic_ncols=True)
-    for step in bar:
+    for step in bar:  # Algorithm 1
         times, alpha_t = [time.perf_counter()], alpha(step, total, args.alpha_0)
         questions = share_of_rank(questions_of(samples, step, args), rank, world, args.updates)
         groups = sample_groups(engine, processor, questions, step, alpha_t, args)
