@@ -1,6 +1,6 @@
 """What the paper claims, and what it leaves out, measured at small scale: `make paper`.
 
-The digits task, 20 steps of 32 questions x 12 rollouts, greedy answers on 240 test questions in every order of their images.
+The digits task, 20 steps of 32 questions x 12 rollouts, greedy answers on 240 test questions over the orders of their images (of five: 24).
 A seed is everything: the digits and questions, the base that is warmed up on them, the filter, the training. Each arm changes
 one thing; `filter` and `both` also stand for plain GRPO and PeRL in all comparisons below them:
 
@@ -60,7 +60,7 @@ def constant_alpha(step: int, total: int, alpha_0: float = 1.0) -> float:
 
 def release_copies(sample: permute.Sample, n_s: int, alpha_t: float, seed: int, step: int) -> list[permute.Copy]:
     """`permute.copies` with the permutation that the release's reseeding leaves: one for each number of images, for ever.
-    The coin stays fair (the release's is not: it comes up 0.025 after every shuffle), so that this changes one thing."""
+    The coin stays fair (the release's always comes up the same after a shuffle), so that this changes one thing."""
     group = permute.copies(sample, n_s, alpha_t, seed, step)
     sigma = list(range(len(sample.images)))
     random.Random(42).shuffle(sigma)  # (1, 0), (1, 0, 2), (2, 1, 3, 0), (3, 1, 2, 4, 0): as in the release

@@ -249,7 +249,9 @@ def _permute(x: Sample, sigma: tuple) -> Sample:
     asks = x.order == "index" or bool(WHICH.search(text)) and not re.search(r"(?i)\bhow m|\bnumber of\b|多少|几", text)
     question, masked = _rename(text, q, NAMES_AND_BARE if asks else NAMES)
     question = re.sub("\1\0*", lambda m, spans=iter(holes): x.question[slice(*next(spans))], question)
-    if x.order == "options":  # Eq. (1), Lambda: the letter follows its image
+    if x.order == "options":  # the letter follows its image
+        if choices and not (len(choices) == n - x.stem and all(option.startswith("<image") for option in choices.values())):
+            raise Refused("the options are not the images after the stem")
         if answer not in LETTERS[:n - x.stem] or re.search(rf"(?i)(?:{NOUN}|option|choice|candidate|answer) \(?[A-H]\b", text):
             raise Refused("the answer is no letter of an image, or the question names a letter")
         answer = LETTERS[q[LETTERS.index(answer) + x.stem] - x.stem]
@@ -264,7 +266,7 @@ def _permute(x: Sample, sigma: tuple) -> Sample:
                        (why := _leftover(masked + "\n" + rest, n, x.order), why)):
         if wrong:
             raise Refused(why)
-    return replace(x, images=tuple(x.images[old] for old in sigma), question=question, answer=answer)
+    return replace(x, images=tuple(x.images[old] for old in sigma), question=question, answer=answer)  # Eq. (1): x^ and y^
 
 def permute(sample: Sample, sigma) -> Sample:
     """The sample with old image sigma[j] in slot j, and every name of an image renamed. Raises Refused."""

@@ -285,7 +285,7 @@ def reward_metrics(groups: Sequence[Group]) -> dict:
         "response_length": mean([len(o.ids) for o in rollouts]),
         "cut_off": mean([not o.finished for o in rollouts]),
         "tokens": sum(sum(g.rows) for g in groups) + sum(len(o.ids) for o in rollouts),
-        "advantages": torch.histc(torch.cat([g.advantages for g in groups]), bins=25, min=-3.125, max=3.125).int().tolist(),
+        "advantages": torch.histc(torch.cat([g.advantages for g in groups]).clamp(-3, 3), bins=25, min=-3.125, max=3.125).int().tolist(),
     }
 
 def shown(group: Group, k: int) -> dict:

@@ -146,6 +146,10 @@ def test_identity_returns_an_equal_sample_of_every_kind():
     (Sample("x", ("a", "b"), "<image><image>", "A", "fixed"), (1, 0), "fixed"),
     (Sample("x", ("a", "b"), "<image><image> both", "A", "invariant"), (1, 0, 2), "no order of 2 images"),
     (Sample("x", ("a", "b"), "<image><image> both", "A", "invariant"), (1, 1), "no order of 2 images"),
+    (Sample("x", tuple("sbc"), "<image> Which one?\nA. <image>\nB. <image>", "B", "options"), (0, 2, 1), "not the images"),  # no stem
+    (Sample("x", tuple("ab"), "<image> <image> Which is brighter?\nA. the first image\nB. the second image", "A", "options"), (1, 0),
+     "not the images"),
+    (Sample("x", tuple("ab"), "Which?\nA. <image>\nB. <image>\nC. neither", "B", "options"), (1, 0), "not the images"),
     (Sample("x", ("a", "b", "c"), "<image><image><image>", "A", "options", 1), (1, 0, 2), "stem"),
     (Sample("x", ("a", "b"), "<image><image> the left image", "A", "invariant"), (1, 0), "position"),
     (Sample("x", ("a", "b"), "<image> both images", "A", "invariant"), (1, 0), "1 placeholders for 2 images"),
