@@ -89,7 +89,9 @@ def main() -> None:
     read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]  # noqa: E731
     evals = {name: json.loads((out / f"eval-{name}" / "orders.json").read_text()) for name in models}
     metrics = {name: read(out / name / "metrics.jsonl") for name in RUNS}
-    before = [row["accuracy"] for row in read(out / "train.jsonl.scores.jsonl")]
+    made = {"model": str(digits / "base"), "seed": seed}  # the file keeps the scores of other seeds, too
+    scored = [row for row in read(out / "train.jsonl.scores.jsonl") if made.items() <= row["settings"].items()]
+    before = list({row["id"]: row["accuracy"] for row in scored}.values())
     after = [row["accuracy"] for row in read(out / "train.jsonl")]
     summary = {"seed": seed} | {name: {k: evals[name][k] for k in (*FIGURES, "by_kind")} for name in models}
     summary["filter"] = {"mean_before": sum(before) / len(before), "mean_after": sum(after) / len(after)}

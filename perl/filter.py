@@ -14,6 +14,7 @@ Bins in which there is no question are left out of the target; what a bin lacks 
 Scores are appended to OUT.scores.jsonl as they come: a run cut off goes on where it stopped, another target samples nothing.
 """
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -33,9 +34,13 @@ from perl.rollout import Engine, add_engine_arguments, encode, join_torchrun, pr
 PAPER_AFTER = (12.0, 10.8, 11.5, 12.1, 14.9, 17.4, 6.2, 4.7, 3.8, 2.9, 3.3)
 CHUNK = 32  # questions sampled at a time on a rank; an interruption loses those in flight, no score
 
+def bin_of(score: float) -> int:
+    """The nearest of 0, 0.1, .. 1, in tenths; halves go up."""
+    return int(score * 10 + 0.5)
+
 def histogram(scores: Sequence[float]) -> list[int]:
     """Questions in each of the 11 bins 0, 0.1, .. 1 of mean accuracy."""
-    return [sum(round(score * 10) == b for score in scores) for b in range(11)]
+    return [sum(bin_of(score) == b for score in scores) for b in range(11)]
 
 def quotas(have: Sequence[int], target: Sequence[float], tolerance: float = 0.01) -> list[int]:
     """How many questions of each bin to keep. have: questions in each bin; target: non-negative weights, one a bin."""
@@ -50,7 +55,7 @@ def quotas(have: Sequence[int], target: Sequence[float], tolerance: float = 0.01
 def resample(scores: Sequence[float], target: Sequence[float] = PAPER_AFTER, seed: int = 0) -> list[int]:
     """Indices of the questions to keep, ascending: `quotas` of each bin, drawn without replacement."""
     rng, keep = random.Random(f"filter/{seed}"), quotas(histogram(scores), target)
-    bins = [[i for i, score in enumerate(scores) if round(score * 10) == b] for b in range(11)]
+    bins = [[i for i, score in enumerate(scores) if bin_of(score) == b] for b in range(11)]
     return sorted(i for members, k in zip(bins, keep) for i in rng.sample(members, k))
 
 def mean(scores: Sequence[float]) -> float:
@@ -61,10 +66,14 @@ def mend(path: Path) -> None:
     if path.exists():
         os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
-def read_scores(path: Path, settings: dict) -> dict[str, float]:
-    """Scores on disk that were made with `settings`."""
-    rows = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
-    return {row["id"]: row["accuracy"] for row in rows if row["settings"] == settings}
+def digest(x: Sample) -> str:
+    """What a score depends on in a question: after an edit it is scored again."""
+    return hashlib.sha256(repr([x.question, x.answer, *(Path(name).name for name in x.images)]).encode()).hexdigest()[:16]
+
+def read_scores(path: Path, samples: Sequence[Sample], settings: dict) -> dict[str, float]:
+    """id -> score on disk, of `samples` as they are now and made with `settings`."""
+    rows, now = map(json.loads, path.read_text().splitlines()) if path.exists() else (), {x.id: digest(x) for x in samples}
+    return {r["id"]: r["accuracy"] for r in rows if r["settings"] == settings and r["question"] == now.get(r["id"])}
 
 def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, settings: dict) -> None:
     """Sample this rank's share of `samples`, and append each score to `path`. Collective."""
@@ -79,7 +88,8 @@ def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, se
             for x, rollouts in zip(chunk, groups):
                 scores.append(mean([accuracy(o.text, x.answer, options(x.question)) for o in rollouts]))
                 with open(path, "a") as file:  # one short write a line: ranks can append to one file
-                    file.write(json.dumps({"id": x.id, "accuracy": scores[-1], "settings": settings}) + "\n")
+                    row = {"id": x.id, "accuracy": scores[-1], "question": digest(x), "settings": settings}
+                    file.write(json.dumps(row) + "\n")
             bar.update(len(chunk))
             bar.set_postfix(accuracy=f"{mean(scores):.2f}")
     engine.close()
@@ -125,14 +135,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, path = Path(args.out), Path(f"{args.out}.scores.jsonl")
     out.parent.mkdir(parents=True, exist_ok=True)
     settings = {key: getattr(args, key) for key in ("model", "rollouts", "max_tokens", "max_pixels", "seed")}
+    settings["weights"] = max((f.stat().st_mtime_ns for f in Path(args.model or "").glob("*.safetensors")), default=0)  # retrained?
     if rank == 0:
         mend(path)
     dist.barrier()
-    known = read_scores(path, settings)
+    known = read_scores(path, samples, settings)
     if missing := [x for x in samples if x.id not in known]:
         score(missing, args, rank, world, path, settings)
     if rank == 0:
-        known = read_scores(path, settings)
+        known = read_scores(path, samples, settings)
         scores = [known[x.id] for x in samples]
         kept = [i for i, s in enumerate(scores) if args.keep[0] <= s <= args.keep[1]] if args.keep else resample(scores, target, args.seed)
         rows = [json.loads(line) for line in Path(args.data).read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -37,10 +37,11 @@ _LETTER = re.compile(r"(?:(?i:option|choice|answer|image|选项|答案)[ :]*)?" 
                      r"[(\[]?([A-Z])(?:[)\]]?|(?:[:)\]]|\. ) ?(?![ ,;>(])(.*))|.*")
 _WORDS = ("one two three four five six seven eight nine ten", "一 二 三 四 五 六 七 八 九 十",
           "first second third fourth fifth sixth seventh eighth ninth tenth")
+_SIDES = "left|right|middle|center|top|bottom|upper|lower|last"
 _NUMBER = {word: str(i) for words in _WORDS for i, word in enumerate(words.split(), start=1)}
 _NAME = _NUMBER | dict.fromkeys("yes 是 对 正确".split(), "true") | dict.fromkeys("no 否 错 错误".split(), "false")
 _NOUN = r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
-_INDEX = re.compile(rf"^(?:the |第 ?)?(?:{_NOUN} ?(?:#|no\.|number)? ?)?[(\[]?([0-9]{{1,3}}|{'|'.join(_NUMBER)})"
+_INDEX = re.compile(rf"^(?:the |第 ?)?(?:{_NOUN} ?(?:#|no\.|number)? ?)?[(\[]?([0-9]{{1,3}}|{'|'.join(_NUMBER)}|{_SIDES})"
                     rf"(?:st|nd|rd|th)?[)\]]? ?[张幅个]? ?(?:{_NOUN}|one)?$")
 _TUPLE = re.compile(r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)|.*")    # (bracket, elements, bracket)
 _QUANTITY = re.compile(r"(?:([a-zA-Z]) ?= ?)?(.*?) ?"        # x = 5 cm: (name, term, unit)
@@ -100,7 +101,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"\\(?:to|rightarrow)(?![a-z])|->", ">", text).replace("{,}", ",")
     text = re.sub(r"(?<=[a-z]) ?\^\{([23])\}(?![0-9])", r"^\1", re.sub(r"\\%| percent\b", "%", text))           # cm^{2}
     text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
-    text = re.sub(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda n: n[0].replace(",", ""), text)
+    text = re.sub(r"(?<![\d.,(\[])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda n: n[0].replace(",", ""), text)
     text = re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
     return re.sub(r"^(?:[A-H]{2,}|[A-H](?: [A-H])+|\d(?: \d)+|(?:\(\w\)){2,})$",            # BA, B A, (B)(A): B,A
                   lambda run: ",".join(re.findall(r"\w", run[0])), text)
@@ -112,7 +113,7 @@ def _same(box: str, gold: str) -> bool:
     if len({_NAME.get(text, text) for text in texts}) == 1:
         return gold != ""
     (a, x, b), (c, y, d) = (_TUPLE.fullmatch(side).groups(side) for side in (box, gold))
-    parts, golds = (re.split(r" ?[,;>] ?(?![^(\[]*[)\]])", inner) for inner in (x, y))
+    parts, golds = (re.split(r"(?:(?<=\d),? ?and (?=\d)| ?[,;>] ?)(?![^(\[]*[)\]])", inner) for inner in (x, y))
     if max(len(parts), len(golds)) > 1:      # orders stand in any brackets, but (0,1) is not [0,1]
         alike = a + b == c + d or not a + b or not c + d or len(golds) > 2
         return alike and len(parts) == len(golds) and all(map(_same, parts, golds))

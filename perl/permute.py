@@ -3,9 +3,10 @@
 Slot j of the permuted sample shows old image sigma[j] (0-based); q = sigma^-1: old image i now stands in slot q[i].
 Recognise, rewrite, mask, refuse the rest: FORMS lists words for slots, WAYS the ways to name an image with them; the
 form stays, the slot changes. With every name masked as "@", a position word that is left, or a wording of REFUSE, may
-mean an image in a way unknown here: Refused, with the reason. Each result is permuted back and compared.
+mean an image in a way unknown here: Refused, with the reason. Each rewrite is undone and compared.
 Deviations: the paper asks GPT-4o which answers follow their image, here the data says it (ORDERS). The release edits no
-text, flips A/B instead (wrong for "the left image shows a dog" when both do), and draws one sigma for ever.
+text, flips A/B instead (wrong for "the left image shows a dog" when both do), and has one sigma for
+each number of images, for ever.
 
     python perl/permute.py IN.jsonl [--sigma 1,0] [--n-s 1] [--seed 0] [--infer] [--out OUT.jsonl]
 """
@@ -20,7 +21,7 @@ from functools import lru_cache
 from math import factorial
 from pathlib import Path
 
-ORDERS = {"invariant": "only images move", "options": "the letter follows its image", "index": "the answer is an image",
+ORDERS = {"invariant": "only images move", "options": "the letter follows its image", "index": "the answer names an image",
           "references": "the text names images", "sequence": "the answer orders images", "fixed": "never permuted"}
 
 class DataError(ValueError):
@@ -100,7 +101,6 @@ BARE = (r"(?:\A|(?<=^\([a-z]\) )|(?<=^[a-z]\. ))(?:the |选)?[(\[]?"
         rf"(?P<bare>{PLACES}|{NUMBERS})[)\]]?(?: ones?)?[.。]?$")  # all of an option, or of an answer
 NAMES, NAMES_AND_BARE, MARKS = (re.compile("|".join(ways), re.M) for ways in (
     WAYS, (BARE, *WAYS), [rf"(?:{NOUN} ?)?(?P<bare>[a-h]|[1-9])"]))
-CUES = ("image", "photo", "pic", "img", "fig", "#", "图", "照片", "张", "幅", *re.findall("[a-z]{3,}", SOFT))
 BEFORE = re.compile(r"\b(?:an?|one|each|every|any|no|another|which|two|three|\d|(the|this|its)) $")
 BEFORE_HASH = re.compile(r"(?:^|[.?!,(:\n\0\1]|\b(?:in|is|and|or|of|than|between|to|vs|with|does|do|are|like|compare))\s*$")
 AFTER = re.compile(  # what may follow "image 2", but no count of things
@@ -125,8 +125,6 @@ def _moved(said: str, q: tuple) -> str:
 def _rename(text: str, q: tuple, names: re.Pattern = NAMES) -> tuple[str, str]:
     """`text` with every name of old image i as slot q[i] says it; and in lower case, with "@" for every name."""
     low, out, masked, end, kinds = text.lower(), [], [], 0, set()
-    if names is NAMES and not any(cue in low for cue in CUES):
-        return text, low
     for m in names.finditer(low):
         way, (a, b), before, old = m.lastgroup, m.span(m.lastgroup), low[:m.start()], m[m.lastgroup]
         kind = (re.match(SOFT, m[0]) or ["image"])[0][:3]
@@ -155,30 +153,37 @@ LEFT_RIGHT = r"(?:\b(?:left|right)(?:most|-?hand)?\b|[左右])"
 STILL = (r"\b(?:(?:fac|look|point|head|turn|angl)\w+(?: directly)?|to the|towards?(?: the)?|their|his|her|its|all) (?:left|right)\b|[左右]"
          r"[手脚臂腿转]|[朝向往][左右]|\b(?:left|right)[- ](?:arm|leg|hand|foot|eye|ear|wing|paw|shoe|side|half|angle|triangle|order|answer|of|next)\b")
 TIME, POINT, PART = "temporal or story wording", "an image named by pointing", "a position of something else"
-REFUSE = [(reason, cues.split() or [""], re.compile(pattern, re.M)) for reason, cues, pattern in (  # cues: one is in what matches
-    (TIME, "video frame story comic sequen chrono timeline lapse over longer consec success happen come before after earlier later then"
-     " change missing order disappear 先 依 序 变 步 接 后 前 故 视 帧", r"\b(?:videos?|(?:first|last|second|next|following|these) frames?|frames? ?#?\d|(?:a|the|this) story|comic|sequen\w+|chronolog\w+"
-     r"|timeline|time-?lapse|over time|no longer|consecutive|success\w+|happen\w*|comes? next|before|after|earlier|later|then|changed?"
-     r"|missing|in (?:\w+ )?order|disappear\w*)\b|先后|依次|顺序|变化|步|接下来|随后|之后|之前|故事|视频|帧"),
-    ("several turns", "", r"^\s*(?:user|human|assistant|gpt|用户|助手) ?[:：]|<\|(?!@)|^\s*(?:q|question|example) ?[2-9]? ?[:.]"),
-    (POINT, "previous preced prior subseq adjacent former latter next this that following above below to 第 这 那 前 后 上 下",
-     rf"\b(?:previous|preceding|prior|subsequent|adjacent|former|latter|next to last)\b|[这那前后上下][一两二三四]?[张幅]"
-     rf"|\b(?:this|that|next|following|above|below) (?:\w+ )?{IMAGE}|{IMAGE} (?:above|below|following|to the)\b|[前后]者|第.个[？是有和]|[上下][面边]?的?图"),
-    (PART, "", rf"(?:@|\b{IMAGE})(?:[ #_,.$(]{{0,3}}\d(?! ?[kmg]b)| (?:[b-h]|[ivx]+|{COUNT})\b| (?:of )?(?:label|mark|number|named|lucky|no\.)"
+REFUSE = [(reason, re.compile(pattern, re.M)) for reason, pattern in (
+    (TIME, r"\b(?:videos?|(?:first|last|second|next|following|these) frames?|frames? ?#?\d|(?:a|the|this) story|comic|sequen\w+"
+     r"|chronolog\w+|timeline|time-?lapse|over time|no longer|consecutive|success\w+|happen\w*|comes? next|before|after|earlier"
+     r"|later|then|changed?|missing|in (?:\w+ )?order|disappear\w*)\b"
+     r"|先后|依次|顺序|变化|步|接下来|随后|之后|之前|故事|视频|帧"),
+    ("several turns", r"^\s*(?:user|human|assistant|gpt|用户|助手) ?[:：]|<\|(?!@)|^\s*(?:q|question|example) ?[2-9]? ?[:.]"),
+    (POINT, r"\b(?:previous|preceding|prior|subsequent|adjacent|former|latter|next to last)\b|[这那前后上下][一两二三四]?[张幅]"
+     rf"|\b(?:this|that|next|following|above|below) (?:\w+ )?{IMAGE}|{IMAGE} (?:above|below|following|to the)\b"
+     r"|[前后]者|第.个[？是有和]|[上下][面边]?的?图"),
+    (PART, rf"(?:@|\b{IMAGE})(?:[ #_,.$(]{{0,3}}\d(?! ?[kmg]b)| (?:[b-h]|[ivx]+|{COUNT})\b"
+     r"| (?:of )?(?:label|mark|number|named|lucky|no\.)"
      r"| (?:in|of|from|on) (?:the |an? )?(?:\w+ )?(?:row|column|page|series|middle|center|centre))|from @ to"
-     r"|@ ?(?:[-–/~～至到]|through|thru) ?[@\d]|@(?: to| and| or| &|[、和与])? ?\d|@ (?:pair|set|group|half|part)|@[^\n]*(?:(?<![(\n])\b[b-h]\b(?![).:])|\b\d (?:is|has|shows?"
-     rf"|contains?|depicts?)\b)|间的?图|图[片像]? ?[（(]?[\dⅰ-ⅹ]|图[二三五六七八九](?![角边面次元])|第(?:\d+[张幅]|十{HAN})|#\d"
+     r"|@ ?(?:[-–/~～至到]|through|thru) ?[@\d]|@(?: to| and| or| &|[、和与])? ?\d|@,? (?:and|or) (?:on |at )?(?:the )?(?:left|right)\b"
+     r"|@ (?:pair|set|group|half|part|(?:frame|album|booth|book)s?\b)"
+     r"|@[^\n]*(?:(?<![(\n])\b[b-h]\b(?![).:])|\b\d (?:is|has|shows?|contains?|depicts?)\b)"
+     r"|间的?图|图[片像]? ?[（(]?[\dⅰ-ⅹ]|图[二三五六七八九](?![角边面次元])|#\d"
+     rf"|第(?:\d+[张幅]|十{HAN})|@[^\n]*第{HAN}[张幅]|第{HAN}[张幅][^\n]*@|@[^\n]*(?:[比和与或跟在] ?[a-h\d甲乙丙丁]|比[左右])"
      rf"|\b(?:{SOFT}|person|room|step|day|slide|scene|shot|scan) ?[(#]?\d|(?s:@.*)\ba second|\ba second(?s:.*)@"),
-    (PART, " ".join(("left right top bottom middle cent upper lower which than like more similar same last initial final ultimate", *"0123456789",
-                     "teenth eleventh twelfth opening starting foremost lead premiere end tertiary", *FORMS[0])),
-     rf"\b(?:(?:{SIDE})[ -](?:(?!in|on|of|is|and|with|the|an?\b)[\w-]+ )?{IMAGE}|(?:{SIDE}),? (?:and |or )?(?:the )?@|the (?:{SIDE}) ones?\b"
-     r"|(?<!on )(?<!to )(?<!at )the (?:left|right)(?=$|[.,;:?!)]| (?:is|has|shows|contains|and|or)\b)|(?:than|like|similar to) [b-h]\b"
-     r"|which (?:is|one)\b(?s:.*)^\(?[a-z][).] ?\d|ones? (?:on|to|at) the (?:left|right)"
+    (PART, r"@[^\n]*(?:,|\b(?:than|in|as|from|with|to|of|not|like|against|number|versus|vs\.?|and|or))"  # "as in 2?"
+     rf" (?:\d|[a-h]|(?!one\b){COUNT})(?=\s*(?:$|[:.,;?!)]))"),
+    (PART, rf"\b(?:(?:{SIDE})[ -](?:(?!in|on|of|is|and|with|the|an?\b)[\w-]+ )?{IMAGE}|(?:{SIDE}),? (?:and |or )?(?:the )?@"
+     rf"|the (?:{SIDE}) ones?\b|(?:than|like|similar to) [b-h]\b|(?:that|those|ones?) (?:on|to|at|in) the (?:left|right)"
+     r"|(?<!on )(?<!to )(?<!at )the (?:left|right)(?=$|[.,;:?!)]| (?:is|has|shows|contains|and|or)\b)"
+     r"|which (?:is|one)\b(?s:.*)^\(?[a-z][).] ?\d"
      rf"|(?:is|does|do) (?:[a-h]|\d) (?:\w+er than|more|like|similar|the same))\b|\((?:{SIDE}|{ORDINAL})\b"
      rf"|(?<!\ba )\b(?:{ORDINAL}|\d+th|\w+teenth|eleventh|twelfth)\b(?! (?:row|column|person|place|half|floor|hand|class)\b)"),
-    ("a side that may be an image", "left right 左 右", rf"(?:^|[.?!]\s)(?=.*{LEFT_RIGHT})(?:{STILL}|(?!{ONE}|{LEFT_RIGHT}|[.?!]\s)[^\n])*+{LEFT_RIGHT}"),
-    ("a language other than English and Chinese", "", r"[\u3040-\u30ff\uac00-\ud7af\u0400-\u0eff\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f¿¡\u0307]"
-     r"|[α-ω]{3}|\b(?:bild|bilder|imagen|imagens|imagem|immagini?|afbeelding|l'image|image (?:de|du))\b"
+    ("a side that may be an image",
+     rf"(?:^|[.?!]\s)(?=.*{LEFT_RIGHT})(?:{STILL}|(?!{ONE}|{LEFT_RIGHT}|[.?!]\s)[^\n])*+{LEFT_RIGHT}"),
+    ("a language other than English and Chinese",
+     r"[\u3040-\u30ff\uac00-\ud7af\u0400-\u0eff\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f¿¡\u0307]|[α-ω]{3}"
+     r"|\b(?:bild|bilder|imagen|imagens|imagem|immagini?|afbeelding|l'image|image (?:de|du))\b"
      r"|\b(?:der|das|und|ist|les|une|est|los|una|il|het|een|della)\b"))]
 OTHER = re.compile(rf"the (?:other|remaining)\b(?: (?:\w+ )?{IMAGE}| ones?\b| (two|three))|另|其余"
                    rf"|((?:reference|query|source|original|edited) {IMAGE}|参考图|原图)")
@@ -186,8 +191,8 @@ OTHER = re.compile(rf"the (?:other|remaining)\b(?: (?:\w+ )?{IMAGE}| ones?\b| (t
 @lru_cache(4096)
 def _leftover(masked: str, n: int, order: str) -> str:
     """The reason why a text may name an image in a way unknown here; "" when it does not."""
-    for reason, cues, pattern in REFUSE:
-        if any(cue in masked for cue in cues) and (m := pattern.search(masked)) and (reason != TIME or order not in ("options", "sequence")):
+    for reason, pattern in REFUSE:
+        if (reason != TIME or order not in ("options", "sequence")) and (m := pattern.search(masked)):
             return f"{reason}: {' '.join(m[0].translate({0: None, 1: None}).split())[-40:]!r}"
     for m in OTHER.finditer(masked):  # "one image ... the other image" is safe, and of two only
         if not (re.search(rf"\bone\b|{ONE}", masked[:m.start()]) and (n == 2 or m[1]) or m[2] and "@" in masked):
@@ -205,7 +210,7 @@ ORDERED = re.compile(rf"(?:\W|_|(?i:{NOUN})|图|[A-H]|[1-9])*")
 
 def inverse(sigma) -> tuple[int, ...]:
     """q = sigma^-1: old image i stands in slot q[i]."""
-    return tuple(sorted(range(len(sigma)), key=lambda slot: sigma[slot]))
+    return tuple(sorted(range(len(sigma)), key=sigma.__getitem__))
 
 def options(question: str) -> dict[str, str]:
     """The lettered options of a question, e.g. {"A": "True", "B": "False"}; {} when it has none."""
@@ -244,13 +249,16 @@ def _answer(x: Sample, q: tuple, asks: bool) -> tuple[str, str]:
 def _permute(x: Sample, sigma: tuple) -> Sample:
     """`permute` without the round trip."""
     n, q, choices, text, answer, rest = len(sigma), inverse(sigma), options(x.question), x.question, x.answer, ""
+    if {"\0", "\1"} & set(text):
+        raise Refused("control characters in the text")
     for a, b in (holes := _holes(text, n, [slot for slot, old in enumerate(sigma) if slot != old])):
         text = text[:a] + "\1".ljust(b - a, "\0") + text[b:]  # nothing is named in there
     asks = x.order == "index" or bool(WHICH.search(text)) and not re.search(r"(?i)\bhow m|\bnumber of\b|多少|几", text)
     question, masked = _rename(text, q, NAMES_AND_BARE if asks else NAMES)
     question = re.sub("\1\0*", lambda m, spans=iter(holes): x.question[slice(*next(spans))], question)
     if x.order == "options":  # the letter follows its image
-        if choices and not (len(choices) == n - x.stem and all(option.startswith("<image") for option in choices.values())):
+        if n - x.stem > len(LETTERS) or choices and not (
+                len(choices) == n - x.stem and all(option.startswith("<image") for option in choices.values())):
             raise Refused("the options are not the images after the stem")
         if answer not in LETTERS[:n - x.stem] or re.search(rf"(?i)(?:{NOUN}|option|choice|candidate|answer) \(?[A-H]\b", text):
             raise Refused("the answer is no letter of an image, or the question names a letter")
@@ -292,7 +300,8 @@ def _copy(x: Sample, sigma: tuple) -> Copy:
 
 def copies(sample: Sample, n_s: int, alpha_t: float, seed: int, step: int) -> list[Copy]:
     """The group of Algorithm 1: the original, then n_s copies, permuted if the coin falls below alpha_t. sigma is uniform over
-    the other orders of the movable images, and new while there are any. Nothing but the arguments decides."""
+    the other orders of the movable images, and new while there are any; one that is refused leaves its copy as the original
+    is. Nothing but the arguments decides."""
     identity, drawn = tuple(range(len(sample.images))), set()
     movable, group = identity[sample.stem:], [Copy(sample, identity)]
     why = "one image" if len(identity) < 2 else "fixed" if sample.order == "fixed" else "one movable image" * (len(movable) < 2)
@@ -317,27 +326,31 @@ def _sample(row: dict) -> Sample:
         if type(row.get(name)) is not kind:
             raise DataError(f"{name}: must be a {kind.__name__}" if name in row else f"{name}: missing")
     x = Sample(row["id"], tuple(row["images"]), row["question"], row["answer"], row["order"], row["stem"])
-    n, holes, letters, refusal = len(x.images), x.question.count("<image>"), list(options(x.question)), ""
+    n, holes, letters = len(x.images), x.question.count("<image>"), list(options(x.question))
     letters = (letters or list(LETTERS))[:n - x.stem] if x.order == "options" else letters
-    try:
-        _answer(x, tuple(range(n)), True) if x.order in ("index", "sequence") and x.answer not in letters else None
-    except Refused as why:
-        refusal = why.reason
     for bad, sentence in (
             (not n or any(type(name) is not str or not name for name in x.images), "images: must be a list of file names"),
             (x.order not in ORDERS, f"order: {x.order!r} is none of {', '.join(ORDERS)}"),
             (holes != n, f"question: {holes} <image> for {n} images"), (not 0 <= x.stem < n, f"stem: {x.stem} is not between 0 and {n - 1}"),
-            (x.order != "sequence" and letters and x.answer not in letters, f"answer: {x.answer!r} is none of {', '.join(letters)}"),
-            (refusal, f"answer: {x.answer!r}: {refusal}")):
+            (x.order != "sequence" and letters and x.answer not in letters, f"answer: {x.answer!r} is none of {', '.join(letters)}")):
         if bad:
             raise DataError(sentence)
+    if x.order in ("index", "sequence") and x.answer not in letters:
+        try:
+            _answer(x, tuple(range(n)), True)
+        except Refused as why:
+            raise DataError(f"answer: {x.answer!r}: {why}") from None
     return x
 
 def load(path, check_images: bool = True, absolute: bool = True) -> list[Sample]:
     """The samples of a JSONL file; `absolute`: images as openable paths, relative to the file. Raises DataError."""
     path, seen = Path(path), {}
-    if not path.is_file() or not (text := path.read_text(encoding="utf-8")).strip():
-        raise DataError(f"{path}: " + ("the file is empty" if path.is_file() else "no such file"))
+    try:
+        text = path.read_text(encoding="utf-8-sig") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: no text in UTF-8 ({error})") from None
+    if not (text or "").strip():
+        raise DataError(f"{path}: " + ("no such file" if text is None else "the file is empty"))
     for number, line in ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()):
         try:
             x = _sample(json.loads(line))
@@ -377,7 +390,8 @@ def main(argv=None) -> None:
             y, refused = copy.sample, {"refused": copy.refused} if copy.refused else {}
             row = {"id": y.id, "sigma": copy.sigma, "images": y.images, "question": y.question, "answer": y.answer}
             rows.append(json.dumps(row | inferred | refused, ensure_ascii=False) + "\n")
-            counts["refused: " + copy.refused.split(": ")[0] if copy.refused else "permuted"] += 1
+            moved = copy.sigma != tuple(range(len(x.images)))
+            counts["refused: " + copy.refused.split(": ")[0] if copy.refused else "permuted" if moved else "as it was"] += 1
     (open(args.out, "w", encoding="utf-8") if args.out else sys.stdout).writelines(rows)
     print(f"permuted {counts.pop('permuted', 0)} of {len(rows)}", *(f"{k} {v}" for k, v in sorted(counts.items())), sep="\n",
           file=sys.stderr)

@@ -79,6 +79,8 @@ def load_processor(model: str, max_pixels: int):
     if Path(model).is_dir() and not any(Path(model).glob("*.safetensors")):
         raise DataError(f"--model {model}: no weights (*.safetensors) there")
     pixels = processor.image_processor
+    if not (pixels.size["shortest_edge"] and pixels.size["longest_edge"]):
+        raise DataError(f"--model {model}: its image processor is not of Qwen2-VL's kind, with limits on an image's area")
     pixels.size = {key: min(pixels.size[key], max_pixels) for key in ("shortest_edge", "longest_edge")}
     return processor, context
 
@@ -168,10 +170,10 @@ def stop(llm) -> None:
 class Engine:
     """The sampler of training and filtering: `start`ed for prompts of `encode`."""
     def __init__(self, model: str, max_prompt: int, max_tokens: int, max_images: int, size: dict, gpu_memory: float = 0.4):
-        self.cuda, self.max_tokens = torch.cuda.is_available(), max_tokens
+        self.cuda, self.max_prompt, self.max_tokens = torch.cuda.is_available(), max_prompt + SLACK, max_tokens
         more = dict(mm_processor_kwargs={"size": dict(size)}, enable_sleep_mode=self.cuda, logprobs_mode="processed_logprobs",
-                    disable_log_stats=False, enable_mm_processor_stats=True)  # fmt: skip
-        self.llm = start(model, max_prompt + SLACK, max_tokens, max_images, gpu_memory, **more)
+                    disable_log_stats=False, enable_mm_processor_stats=True)
+        self.llm = start(model, self.max_prompt, max_tokens, max_images, gpu_memory, **more)
         config = self.llm.model_config.hf_config
         self.banned = (config.image_token_id, config.video_token_id)  # a sampled image token would want an image
         self.counted, self.hits = Counter(), {}
@@ -181,24 +183,28 @@ class Engine:
         sample when vLLM expanded its images otherwise than the trainer did. `hits` then says what the caches saved."""
         from vllm import SamplingParams
         same = dict(n=n, temperature=temperature, top_p=1.0, top_k=0, max_tokens=self.max_tokens, logprobs=0,
-                    flat_logprobs=True, logit_bias={i: -100.0 for i in self.banned})  # fmt: skip
+                    flat_logprobs=True, logit_bias={i: -100.0 for i in self.banned})
         params = [SamplingParams(seed=seed, **same) for seed in seeds]
         pictures = [{"image": [image.pil for image in p.images]} for p in prompts]
+        for p in prompts:
+            if len(p.ids) > self.max_prompt:
+                raise RuntimeError(f"{p.sample.id}: permuted, its prompt has {len(p.ids)} tokens, more than {self.max_prompt} (SLACK)")
         asks = [{"prompt_token_ids": list(p.text_ids), "multi_modal_data": m} for p, m in zip(prompts, pictures)]
         outputs = self.llm.generate(asks, params, use_tqdm=False)
         for p, output in zip(prompts, outputs, strict=True):
             if (read := list(output.prompt_token_ids)) != p.ids.tolist():
                 raise RuntimeError(f"{p.sample.id}: vLLM reads {len(read)} prompt tokens, the trainer {len(p.ids)}: they differ")
         self.hits = self._hits(n * len(prompts))
-        done = lambda o: Rollout(o.text, tuple(o.token_ids), tuple(o.logprobs.logprobs), o.finish_reason == "stop")  # noqa: E731
-        return [[done(o) for o in output.outputs] for output in outputs]
+        return [[Rollout(o.text, tuple(o.token_ids), tuple(o.logprobs.logprobs), o.finish_reason == "stop")
+                 for o in output.outputs] for output in outputs]
 
     def _hits(self, requests: int) -> dict[str, float]:
         """Shares since the last call: of prompt tokens that were in the prefix cache, of requests that had no image encoded."""
         from vllm.benchmarks.mm_processor import get_timing_stats_from_engine
         names = ("vllm:prefix_cache_hits", "vllm:prefix_cache_queries")
         now = Counter({m.name: m.value for m in self.llm.get_metrics() if m.name in names})
-        (hits, queries), self.counted = ((now[name] - self.counted[name] for name in names), now)
+        hits, queries = (now[name] - self.counted[name] for name in names)
+        self.counted = now
         encoded = sum("num_encoder_calls" in request for request in get_timing_stats_from_engine(self.llm.llm_engine).values())
         return {"prefix_hits": hits / max(1, queries), "encoder_hits": 1 - encoded / max(1, requests)}
 

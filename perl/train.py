@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 8 perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct --data TRAIN.jsonl --out RUN
     torchrun --nproc_per_node 2 perl/train.py            # no arguments: the embedded digits task, on any machine
 
-    for t = 1 .. T:
+    for t = 0 .. T - 1:
         draw questions x_1; alpha_t = alpha_0 (1 - t / T)
         x_2 .. x_{n_s+1} = permuted copies of x_1, with probability alpha_t                         perl/permute.py
         sample n rollouts from pi_old for each of x_1 .. x_{n_s+1}                                  perl/rollout.py
@@ -29,7 +29,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +41,6 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_model_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -162,8 +161,7 @@ def shards(policy: Policy) -> dict[str, torch.Tensor]:
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, full tensor), gathered one at a time: no rank ever holds a second whole model. Collective."""
     for name, weight in shards(policy).items():
-        weight = weight.to(dtype)
-        yield name, weight.full_tensor() if isinstance(weight, DTensor) else weight
+        yield name, weight.to(dtype).full_tensor()
 
 # --- Checkpoints: written aside, then renamed, so that what has its name is whole ---
 KEEP = 2  # ours: checkpoints that stay, each 12 bytes a parameter and the exported model
@@ -192,9 +190,13 @@ def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: tor
         (link := out / "link").unlink(missing_ok=True)
         link.symlink_to(Path(final.name) / "model")
         link.replace(out / "model")
-        for old in sorted(out.glob("step-*"))[:-KEEP]:
+        for old in checkpoints(out)[:-KEEP]:
             shutil.rmtree(old)
     dist.barrier()
+
+def checkpoints(out: Path) -> list[Path]:
+    """The finished ones, the newest last."""
+    return sorted(out.glob("step-" + 6 * "[0-9]"))
 
 def digests(folder: Path) -> set[str]:
     """sha256sum's line for each file in `folder`, the reading shared by the ranks. Collective."""
@@ -208,11 +210,13 @@ def digests(folder: Path) -> set[str]:
 def resume(policy: Policy, optimizer, out: Path) -> int:
     """Load the newest checkpoint of OUT into policy and optimizer; the number of its finished steps, 0 without one. Raises
     DataError where it is damaged. Collective."""
-    if not (found := sorted(out.glob("step-*"))):
+    if not checkpoints(out):
         return 0
-    newest, sums = found[-1], found[-1] / "sha256"
-    for line in digests(newest / "state") ^ set(sums.read_text().splitlines() if sums.is_file() else ["none  sha256"]):
-        raise DataError(f"{newest}: {line.split()[-1]} is damaged; remove {newest.name} to resume from the checkpoint before it")
+    newest = checkpoints(out)[-1]
+    sums = (newest / "sha256").read_text().splitlines() if (newest / "sha256").is_file() else ["none  sha256"]
+    if damaged := digests(newest / "state") ^ set(sums):
+        name = min(line.split()[-1] for line in damaged)
+        raise DataError(f"{newest}: {name} is damaged; remove {newest.name} to resume from the checkpoint before it")
     weights, moments = get_state_dict(policy, optimizer)
     dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=newest / "state")
     set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments)
@@ -237,7 +241,7 @@ def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None,
     old = logps_of(policy, groups, args) if args.updates > 1 else None
     size = len(groups) // args.updates
     n_rollouts = size * world * (args.n_s + 1) * args.n  # of the GLOBAL mini-batch
-    sums, gap_max, norms, skipped = {}, torch.zeros((), device=device), [], 0
+    sums, gap_max, norms = {}, torch.zeros((), device=device), []
     for first in range(0, len(groups), size):
         for start in range(first, first + size, args.micro_batch):
             which = range(start, min(start + args.micro_batch, first + size))
@@ -259,34 +263,32 @@ def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None,
         norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).full_tensor())  # release
         if norms[-1].isfinite():  # of all ranks' gradients: they agree. A loss that is not finite has no finite gradient
             optimizer.step()
-        skipped += not norms[-1].isfinite()
         optimizer.zero_grad()
     dist.all_reduce(totals := torch.stack([*sums.values()]))
     dist.all_reduce(gap_max, op=dist.ReduceOp.MAX)
-    sums = dict(zip(sums, totals.tolist()))
-    return sums | {"grad_norm": torch.stack(norms).mean().item(), "logp_gap_max": gap_max.item(), "skipped": int(skipped)}
-
-PHASES = ("sampling", "reference", "update", "sync")  # of a step, in this order
+    sums, norms = dict(zip(sums, totals.tolist())), torch.stack(norms)
+    skipped = (~norms.isfinite()).sum().item()
+    return sums | {"grad_norm": norms.mean().item(), "logp_gap_max": gap_max.item(), "skipped": skipped}
 
 def reward_metrics(groups: Sequence[Group]) -> dict:
     """What the rollouts of a step say, over all ranks' groups. Collective."""
-    ranks = [None] * dist.get_world_size()
-    light = [replace(g, rows=tuple(len(r.prompt_ids) * len(r.responses) for r in g.rows)) for g in groups]  # no pictures
-    dist.all_gather_object(ranks, light)
-    groups = [g for rank in ranks for g in rank]
-    rollouts = [o for g in groups for o in g.rollouts]
-    mean = lambda xs: sum(xs) / max(1, len(xs))  # noqa: E731
-    return {
-        "reward": mean(torch.cat([g.rewards for g in groups]).tolist()),
-        "accuracy": mean(torch.cat([g.accuracy for g in groups]).tolist()),
-        "format": mean([format_ok(o.text) for o in rollouts]),
-        "no_spread": mean([bool(g.rewards.max() == g.rewards.min()) for g in groups]),
-        "permuted": mean([c.sigma != g.copies[0].sigma for g in groups for c in g.copies[1:]]),
-        "response_length": mean([len(o.ids) for o in rollouts]),
-        "cut_off": mean([not o.finished for o in rollouts]),
-        "tokens": sum(sum(g.rows) for g in groups) + sum(len(o.ids) for o in rollouts),
-        "advantages": torch.histc(torch.cat([g.advantages for g in groups]).clamp(-3, 3), bins=25, min=-3.125, max=3.125).int().tolist(),
+    rollouts, A = [o for g in groups for o in g.rollouts], torch.cat([g.advantages for g in groups])
+    mine = {
+        "reward": torch.cat([g.rewards for g in groups]).tolist(),
+        "accuracy": torch.cat([g.accuracy for g in groups]).tolist(),
+        "format": [format_ok(o.text) for o in rollouts],
+        "no_spread": [bool(g.rewards.max() == g.rewards.min()) for g in groups],
+        "permuted": [c.sigma != g.copies[0].sigma for g in groups for c in g.copies[1:]],
+        "response_length": [len(o.ids) for o in rollouts],
+        "cut_off": [not o.finished for o in rollouts],
+        "prompt_length": [len(row.prompt_ids) for g in groups for row in g.rows for _ in row.responses],
+        "advantages": torch.histc(A.clamp(-3, 3), bins=25, min=-3.125, max=3.125),
     }
+    dist.all_gather_object(ranks := [None] * dist.get_world_size(), mine)
+    histogram = sum(rank.pop("advantages") for rank in ranks).int().tolist()
+    every = {name: [x for rank in ranks for x in rank[name]] for name in ranks[0]}
+    tokens = sum(every["response_length"] + every.pop("prompt_length"))
+    return {name: sum(xs) / max(1, len(xs)) for name, xs in every.items()} | {"tokens": tokens, "advantages": histogram}
 
 def shown(group: Group, k: int) -> dict:
     """Rollout k of a group, for a reader."""
@@ -296,17 +298,15 @@ def shown(group: Group, k: int) -> dict:
             "response": o.text}  # fmt: skip
 
 def evaluate(engine: Engine, processor, samples: Sequence[Sample], args) -> dict[str, float]:
-    """Greedy accuracy of pi in the given order and in one permuted order, drawn once and for all. Collective."""
-    sums, world = torch.zeros(2, dtype=torch.float64), dist.get_world_size()
-    mine = samples[dist.get_rank() :: world]
+    """Greedy accuracy of pi in the given order and in one permuted order, drawn once and for all (the given one again where a
+    question can't be permuted). Collective."""
+    mine, right = samples[dist.get_rank() :: dist.get_world_size()], []
     for start in range(0, len(mine), args.prompts):
-        pairs = [copies(x, 1, 1.0, args.seed, -1) for x in mine[start : start + args.prompts]]
-        asked = [c.sample for pair in pairs for c in pair]
+        asked = [c.sample for x in mine[start : start + args.prompts] for c in copies(x, 1, 1.0, args.seed, -1)]
         answers = engine.generate(encode(processor, asked), n=1, seeds=[0] * len(asked), temperature=0.0)
-        right = [accuracy(o.text, x.answer, options(x.question)) for x, (o,) in zip(asked, answers)]
-        sums += torch.tensor(right, dtype=torch.float64).view(-1, 2).sum(0)
-    dist.all_gather_object(ranks := [None] * world, sums)
-    given, permuted = (sum(ranks) / len(samples)).tolist()
+        right += [accuracy(o.text, x.answer, options(x.question)) for x, (o,) in zip(asked, answers)]
+    dist.all_gather_object(ranks := [None] * dist.get_world_size(), right)
+    given, permuted = (sum(y for rank in ranks for y in rank[k::2]) / len(samples) for k in (0, 1))
     return {"eval_given": given, "eval_permuted": permuted}
 
 class Log:
@@ -343,20 +343,23 @@ class Log:
             self.explained = True
         if metrics["skipped"]:
             bar.write(f"step {step}: {metrics['skipped']} updates skipped, their gradient is not finite")
-        seconds = "+".join(f"{metrics[f'seconds_{phase}']:.1f}" for phase in PHASES)
+        seconds = "+".join(f"{value:.1f}" for name, value in metrics.items() if name.startswith("seconds_"))
         bar.set_postfix(reward=f"{metrics['reward']:.3f}", accuracy=f"{metrics['accuracy']:.3f}", seconds=seconds)
 
 def check(args, samples: Sequence[Sample], world: int) -> None:
     """Raises DataError when a step's questions can't be drawn or shared out."""
+    for name in ("prompts", "updates", "n", "micro_batch", "epochs", "save_every", "eval_every"):
+        if getattr(args, name) < 1:
+            raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
     if args.prompts % (parts := args.updates * world):
         raise DataError(f"--prompts {args.prompts} is no multiple of {parts}: --updates {args.updates} on {world} ranks")
     if len(samples) < args.prompts:
         raise DataError(f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} of one step (--prompts)")
-    if not args.resume and any(Path(args.out).glob("step-*")):
+    if not args.resume and checkpoints(Path(args.out)):
         raise DataError(f"--out {args.out}: it holds a run already; --resume goes on with it")
     if args.resume and (config := Path(args.out) / "config.json").exists():
         before = json.loads(config.read_text())
-        for name in ("data", "seed", "prompts", "updates", "n_s", "n"):
+        for name in ("model", "data", "seed", "prompts", "updates", "n_s", "n", "lr"):
             if before[name] != getattr(args, name):
                 raise DataError(f"{config}: --resume with another {name}: {before[name]} became {getattr(args, name)}")
 
@@ -404,7 +407,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         times.append(time.perf_counter())
         metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned | hits
         metrics["tokens_per_second"] = metrics.pop("tokens") / (times[-1] - times[0])
-        metrics |= {f"seconds_{phase}": end - start for phase, start, end in zip(PHASES, times, times[1:])}
+        phases = ("sampling", "reference", "update", "sync")
+        metrics |= {f"seconds_{phase}": end - start for phase, start, end in zip(phases, times, times[1:])}
         if held_out and (step + 1) % args.eval_every == 0:
             metrics |= evaluate(engine, processor, held_out, args)
         if rank == 0:
@@ -412,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         failed = failed + 1 if learned["skipped"] else 0
         if failed == 3:
             names = ", ".join(x.id for x in questions_of(samples, step, args))
-            raise RuntimeError(f"no finite gradient for three steps in a row; the questions of step {step}: {names}")
+            raise RuntimeError(f"three steps in a row had a gradient that is not finite; the questions of step {step}: {names}")
         dist.all_reduce(stop := torch.tensor(len(sigterms), device=device))
         if stop or step + 1 == total or (step + 1) % args.save_every == 0:
             save(policy, optimizer, processor, step + 1, out, dtype)

@@ -150,7 +150,7 @@ def test_numbers_that_are_not_finite(digits, tmp_path):
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     code, said = finish(digits, tmp_path / "run", model=model)
     assert code != 0 and "step 0: 2 updates skipped, their gradient is not finite" in said
-    assert "no finite gradient for three steps in a row; the questions of step 2: train-" in said
+    assert "three steps in a row had a gradient that is not finite; the questions of step 2: train-" in said
     assert [row["skipped"] for row in steps_of(tmp_path / "run")] == [2, 2, 2]
 
 

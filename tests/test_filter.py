@@ -1,5 +1,6 @@
 """perl/filter.py: the resampling as a pure function, and the command as it runs."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -7,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perl.filter import PAPER_AFTER, histogram, mend, quotas, read_scores, report, resample
+from perl.filter import PAPER_AFTER, digest, histogram, mend, quotas, read_scores, report, resample
+from perl.permute import Sample
 
 # Fig. 3b, per cent of questions at mean accuracy 0, 0.1, .. 1 before the filter, read off the figure (+-0.3).
 PAPER_BEFORE = (1.0, 1.5, 2.2, 3.1, 4.3, 5.5, 6.8, 9.0, 12.0, 19.4, 34.5)
@@ -83,17 +85,29 @@ def test_report_says_there_kept_and_missing():
 
 
 def test_scores_of_other_settings_and_torn_lines_do_not_count(tmp_path):
-    rows = [{"id": "a", "accuracy": 0.5, "settings": {"seed": 0}}, {"id": "b", "accuracy": 0.1, "settings": {"seed": 1}}]
+    samples = [Sample(name, (f"{name}.png",), "<image> What?", "7") for name in "abc"]
+    keys = {x.id: digest(x) for x in samples}
+    rows = [{"id": "a", "accuracy": 0.5, "question": keys["a"], "settings": {"seed": 0}},
+            {"id": "b", "accuracy": 0.1, "question": keys["b"], "settings": {"seed": 1}}]
     whole = "".join(json.dumps(row) + "\n" for row in rows)
     for torn in ("", '{"id": "c", "accu', '{"id": "c", "accuracy": 0.5, "settings": {"seed": 0}}'):
         (tmp_path / "s").write_text(whole + torn)
         mend(tmp_path / "s")
         assert (tmp_path / "s").read_text() == whole
-        assert read_scores(tmp_path / "s", {"seed": 0}) == {"a": 0.5}
+        assert read_scores(tmp_path / "s", samples, {"seed": 0}) == {"a": 0.5}
+    for change in ({"answer": "8"}, {"question": "<image> Which?"}, {"images": ("z.png",)}):  # an edited question is asked again
+        assert read_scores(tmp_path / "s", [dataclasses.replace(samples[0], **change)], {"seed": 0}) == {}
+    assert read_scores(tmp_path / "s", [dataclasses.replace(samples[0], images=("elsewhere/a.png",))], {"seed": 0}) == {"a": 0.5}
     (tmp_path / "s").write_text('{"id"')  # killed in its very first line
     mend(tmp_path / "s")
     mend(tmp_path / "none")
-    assert read_scores(tmp_path / "s", {"seed": 0}) == read_scores(tmp_path / "none", {"seed": 0}) == {}
+    assert read_scores(tmp_path / "s", samples, {"seed": 0}) == read_scores(tmp_path / "none", samples, {"seed": 0}) == {}
+
+
+def test_bins_of_any_number_of_rollouts():
+    assert histogram([k / 10 for k in range(11)]) == [1] * 11
+    assert histogram([k / 20 for k in range(21)]) == [1] + [2] * 10  # 1/20 is nearest to 0.1 and to 0: halves go up, always
+    assert histogram([k / 40 for k in range(41)]) == [2, *[4] * 9, 3]
 
 
 def test_the_command_scores_resumes_and_resamples(torchrun, digits, tmp_path):

@@ -308,6 +308,12 @@ def test_bad_files_get_one_sentence(tmp_path):
         load(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="empty"):
         load(write(tmp_path, "", ""))
+    (tmp_path / "latin.jsonl").write_bytes('{"id": "ä"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="latin.jsonl: no text in UTF-8"):
+        load(tmp_path / "latin.jsonl")
+    path = write(tmp_path, GOOD)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as some editors begin a file
+    assert [x.id for x in load(path, check_images=False)] == ["a"]
 
 
 def run(folder: Path, *arguments) -> subprocess.CompletedProcess:
@@ -328,6 +334,7 @@ def test_command_line(tmp_path):
     assert "no order of 1 images" in c["refused"] and done.returncode == 0
     assert "permuted 1 of 3" in done.stderr and "references 1" in done.stderr and "fixed" in done.stderr
 
+    assert "permuted 0 of 3" in run(tmp_path, path, "--sigma", "0,1").stderr  # as it was, is not permuted
     out = tmp_path / "out.jsonl"
     done = run(tmp_path, path, "--n-s", 3, "--seed", 5, "--out", out)
     assert done.stdout == "" and [json.loads(line)["id"] for line in out.read_text().splitlines()] == list("aaabbbccc")

@@ -171,6 +171,8 @@ def test_bad_set_ups(digits, tmp_path):
     refuses(["context of 4096", "--max-tokens 4080"], *model, *data, "--max-tokens", "4080")
     refuses(["--prompts 8", "multiple of 16"], *model, *data, "--updates", "2", world=8)
     refuses(["fewer", "--prompts"], *model, *data, "--prompts", "100000")
+    for flag in ("--prompts", "--updates", "--rollouts", "--micro-batch", "--epochs", "--save-every", "--eval-every"):
+        refuses(["0: must be at least 1"], *model, *data, flag, "0")
 
 
 def test_a_mistake_ends_in_one_sentence(digits, tmp_path):
