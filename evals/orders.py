@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.grpo import accuracy, boxed
-from perl.permute import DataError, Refused, Sample, inverse, load, options, permute
+from perl.permute import LETTERS, DataError, Refused, Sample, inverse, load, options, permute
 from perl.rollout import SLACK, add_engine_arguments, chat, join_torchrun, run, start, stop
 
 MAX_ORDERS = 24
@@ -84,7 +84,7 @@ def mapped_back(permuted: Sample, sigma: Sequence[int], answer: str | None) -> s
 def slot_of(sample: Sample) -> int | None:
     """The 1-based slot of the one image the right answer names (for options: among the options); None without one."""
     if sample.order == "options":
-        return "ABCDEFGHIJKLMNOPQRSTUVWXYZ".index(sample.answer) + 1
+        return LETTERS.index(sample.answer) + 1
     if sample.order == "index":
         for slot in range(1, len(sample.images) + 1):
             if accuracy(f"\\boxed{{{slot}}}", sample.answer):

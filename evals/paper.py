@@ -1,7 +1,7 @@
 """What the paper claims, and what it leaves out, measured at small scale: `make paper`.
 
-The digits task, 20 steps of 32 questions x 12 rollouts, greedy answers on 240 test questions over the orders of their images (of five: 24).
-A seed is everything: the digits and questions, the base that is warmed up on them, the filter, the training. Each arm changes
+The digits task, 20 steps of 32 questions x 12 rollouts, greedy answers on 240 test questions over the orders of their images
+(of five images: 24 of them). A seed is everything: the digits and questions, the base that is warmed up on them, the filter, the training. Each arm changes
 one thing; `filter` and `both` also stand for plain GRPO and PeRL in all comparisons below them:
 
     base             the model before training
@@ -32,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -242,7 +242,7 @@ def plot(results: dict, path: Path) -> None:
     from matplotlib.figure import Figure
 
     runs, arms = list(results["seeds"].values()), ["base", *ARMS]
-    (figure := Figure(figsize=(13, 4.2), layout="constrained"))
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     worst, gap, advantage = figure.subplots(1, 3, width_ratios=(1.4, 1, 1))
     for y, arm in enumerate(arms):
         values = [run[arm]["worst_order"] for run in runs]
@@ -286,7 +286,8 @@ def main() -> None:
     left = [(seed, name) for seed in args.seeds for name in ARMS if not finished(out / str(seed) / name)]
     print(f"\n{len(left)} of {len(args.seeds) * len(ARMS)} runs to do, {os.cpu_count()} at a time", flush=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(left), desc="runs", dynamic_ncols=True) as bar:
-        for _ in pool.map(lambda job: launch(out, *job), left):
+        for done in as_completed([pool.submit(launch, out, *job) for job in left]):
+            done.result()
             bar.update()
     results = collect(out, args.seeds)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")

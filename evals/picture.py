@@ -18,7 +18,7 @@ from perl.rollout import Engine, join_torchrun, prepare, run
 from perl.train import Group, parse_args, sample_groups
 
 BLUE, ORANGE, GREY = "#3b6ea8", "#d9822b", "#8a8a8a"
-STEPS = [("data", "questions with\nseveral images"), ("filter.py", "keep what is neither\nsolved nor hopeless"),
+STEPS = [("data", "questions with\nseveral images"), ("filter.py", "balanced difficulty,\nby 10 rollouts (Fig. 3)"),
          ("permute.py", "new order of images,\nanswer remapped (Eq. 1)"), ("rollout.py", "n rollouts of\neach order, vLLM"),
          ("grpo.py", "rewards, one baseline\nover all orders (Eqs. 4-5)"), ("train.py", "Eq. 6, AdamW, FSDP2;\nnew weights to vLLM")]
 
@@ -65,8 +65,7 @@ def draw(group: Group, path: str) -> None:
             axes.set(ylim=(low, values.max().item() * 1.3), xticks=[])
             axes.set_title(title, fontsize=9, color=colour)
             axes.bar_label(axes.containers[0], fmt="%.2f", fontsize=8, padding=1)
-    for axes in (top,):
-        axes.axis("off")
+    top.axis("off")
     figure.savefig(path, dpi=110)
 
 

@@ -93,7 +93,7 @@ NUMBERS, PICTURE, HAN_END = "|".join(NUMBERS), r"(?:图[片像]?(?![书形纸案
 SPAN = TO.join([rf"(?:\d\d?|[a-h]|[ivx]+|{COUNT})(?![\w%])"] * 2)
 WAYS = (rf"\b(?<!-)(?<!a (?=second))(?!(?:(?<=to the )|(?<=on the ))(?:{SIDE}){AND})(?P<place>{EDGE}|{NTH}{TO}{NTH}|{PLACES}) {NOUN}",
         rf"\b{NOUN} (?:on|to|at) (?:the )?(?P<side>{SIDE})(?: hand)?(?: side)?\b(?! of)",
-        rf"(?<![\w&])(?:{NOUN}|{SOFT})(?: number| no\.)?[ #_-]*[(\[$]?(?P<number>(?:(?<=s )|(?<=s\. )){SPAN}|{NUMBERS})[)\]$]?",
+        rf"(?<![\w&])(?:{NOUN}|{SOFT})(?: number| no\.?(?= ?[\d#]))?[ #_-]*[(\[$]?(?P<number>(?:(?<=s )|(?<=s\. )){SPAN}|{NUMBERS})[)\]$]?",
         rf"(?P<han>最后一|{EDGE}|倒数第{HAN}|第{HANS}(?:{TO}{HANS})?)(?:[张幅副个]?{PICTURE}|[张幅]画(?![面家])|[张幅]{HAN_END})",
         rf"(?<!地)(?:图[片像]?|照片) ?[（(]?(?P<hanumber>{HANUMS}{TO}{HANUMS}(?=[里中]?[都均全各哪])|{HANUMS})",
         rf"(?<![\da-z朝向往其图左右上下])(?P<hanside>[左右][边侧]|中间|[左右中首末])的?(?:[那这]一?)?[张幅]?{PICTURE}")
@@ -172,7 +172,7 @@ REFUSE = [(reason, re.compile(pattern, re.M)) for reason, pattern in (
      rf"|第(?:\d+[张幅]|十{HAN})|@[^\n]*第{HAN}[张幅]|第{HAN}[张幅][^\n]*@|@[^\n]*(?:[比和与或跟在] ?[a-h\d甲乙丙丁]|比[左右])"
      rf"|\b(?:{SOFT}|person|room|step|day|slide|scene|shot|scan) ?[(#]?\d|(?s:@.*)\ba second|\ba second(?s:.*)@"),
     (PART, r"@[^\n]*(?:,|\b(?:than|in|as|from|with|to|of|not|like|against|number|versus|vs\.?|and|or))"  # "as in 2?"
-     rf" (?:\d|[a-h]|(?!one\b){COUNT})(?=\s*(?:$|[:.,;?!)]))"),
+     rf" (?:\d|[a-h]|(?!one\b){COUNT})(?=\s*(?:$|[:.,;?!)]))|@[^\n]*\b(?:no|number)\.? ?\d|\b(?:no|number)\.? ?\d[^\n]*@"),
     (PART, rf"\b(?:(?:{SIDE})[ -](?:(?!in|on|of|is|and|with|the|an?\b)[\w-]+ )?{IMAGE}|(?:{SIDE}),? (?:and |or )?(?:the )?@"
      rf"|the (?:{SIDE}) ones?\b|(?:than|like|similar to) [b-h]\b|(?:that|those|ones?) (?:on|to|at|in) the (?:left|right)"
      r"|(?<!on )(?<!to )(?<!at )the (?:left|right)(?=$|[.,;:?!)]| (?:is|has|shows|contains|and|or)\b)"

@@ -37,6 +37,7 @@ from perl.permute import DataError, Sample
 INSTRUCTION = "Think first inside <think> </think>, then put the final answer in \\boxed{}."
 for setting in ("LOGGING_LEVEL=ERROR", "NO_USAGE_STATS=1", "CPU_OMP_THREADS_BIND=nobind"):  # before vLLM is imported
     os.environ.setdefault(*f"VLLM_{setting}".split("="))
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # on a CPU: its 1,024 kernels for ever-new lengths take 60 MB
 SLACK = 64  # tokens by which a permuted copy may exceed its original: "left" may become "second to last"
 
 @dataclass(frozen=True)

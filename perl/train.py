@@ -20,6 +20,7 @@ RUN gets config.json, metrics.jsonl, rollouts.jsonl, TensorBoard events in tb/, 
 the step, saves, and exits with 0; under torchrun give the step time to end: --shutdown-timeout SECONDS.
 """
 import argparse
+import ctypes
 import hashlib
 import json
 import random
@@ -389,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         engine.sleep()
         engine.sync(full_weights(policy, dtype))
     log = Log(args, out, first, total, world) if rank == 0 else None
-    sigterms, failed = [], 0
+    sigterms, failed, libc = [], 0, ctypes.CDLL(None)  # glibc keeps what it freed in pieces, more with every step: trim it
     signal.signal(signal.SIGTERM, lambda *_: sigterms.append(1))
     bar = tqdm(range(first, total), desc=out.name, initial=first, total=total, disable=rank != 0, dynamic_ncols=True)
     for step in bar:  # Algorithm 1
@@ -404,6 +405,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         learned = update(policy, optimizer, groups, ref, args)
         times.append(time.perf_counter())
         engine.sync(full_weights(policy, dtype))  # theta_old <- theta
+        libc.malloc_trim(0)
         times.append(time.perf_counter())
         metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned | hits
         metrics["tokens_per_second"] = metrics.pop("tokens") / (times[-1] - times[0])

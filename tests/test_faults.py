@@ -79,6 +79,7 @@ def test_killed_and_resumed_equals_uninterrupted(digits, straight, tmp_path):
     assert [p.name for p in run.glob("step-*")] == ["step-000002"]
     one_rank = tmp_path / "one"
     shutil.copytree(run, one_rank, symlinks=True)
+    shutil.copytree(run / "step-000002", run / "step-000002.bak", symlinks=True)  # somebody's copy is no checkpoint
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "rew')  # a line torn by the kill
     code, said = finish(digits, run, "--resume")
@@ -110,6 +111,8 @@ def test_killed_and_resumed_equals_uninterrupted(digits, straight, tmp_path):
     assert code == 1 and "it holds a run already; --resume" in said
     code, said = finish(digits, run, "--resume", "--seed", "1", ranks=0)
     assert code == 1 and "--resume with another seed: 0 became 1" in said
+    code, said = finish(digits, run, "--resume", "--lr", "1e-5", ranks=0)
+    assert code == 1 and "--resume with another lr: 0.0001 became 1e-05" in said
 
 
 def test_sigterm_saves_and_exits_with_zero(digits, straight, tmp_path):

@@ -195,6 +195,7 @@ REFUSED = [
     ("Are the dogs of the right image larger than those in the left?", 2),
     ("第一张图比第二张亮吗？", 2), ("图1比2亮吗？", 2), ("左图比右边亮吗？", 2), ("图A比B亮吗？", 2), ("图1里的猫在2里吗？", 2),
     ("The left picture frame is made of wood.", 2), ("The second photo album is open.", 2), ("Is the first photo booth red?", 2),
+    ("Image no 2 is blue, no 1 is red.", 2), ("Number 1 is darker than image 2.", 2),
     ("A \1 in image 1.", 2),
     ("The following frames show a man. What happens after the second frame?", 3),
     ("Put the images in chronological order: is image 1 the first?", 2),

@@ -28,7 +28,7 @@ def defined(path: Path) -> dict[str, str]:
         targets = node.targets if isinstance(node, ast.Assign) else [node]
         for target in targets:
             if name := getattr(target, "name", getattr(target, "id", None)):
-                found[name] = ast.get_source_segment(text, node)
+                found[name] = "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno])  # with the last line's comment
     return found
 
 
@@ -50,7 +50,7 @@ def test_equation_tags_resolve():
     listed = {(file, name, k) for tags, file, name, _ in rows for k in re.findall(r"Eq\. \((\d)\)", tags)}
     assert {k for *_, k in listed} == set("123456")
     written = {(path.name, name, k) for path in (ROOT / "perl").glob("*.py") for name, source in defined(path).items()
-               for k in re.findall(r"#.*?Eq\. \((\d)\)", source.replace("it is Eq", "# Eq"))}  # fmt: skip
+               for comment in re.findall(r"# .*", source) for k in re.findall(r"Eq\. \((\d)\)", comment)}
     assert written == listed
 
 
