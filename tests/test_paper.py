@@ -6,7 +6,6 @@ import statistics
 import subprocess
 import sys
 
-import pytest
 import torch
 
 from conftest import ROOT
@@ -59,13 +58,12 @@ run(lambda: train(ARMS[{arm!r}], 0, digits, digits / "train.jsonl", out, **small
 """
 
 
-@pytest.mark.parametrize("arm", ["two baselines", "one permutation"])
-def test_a_variant_trains(digits, tmp_path, arm):
+def test_a_variant_trains(digits, tmp_path):
     lines = (digits / "train.jsonl").read_text().splitlines()
     (digits / "few.jsonl").write_text("\n".join(line for line in lines if len(json.loads(line)["images"]) == 2 and "options" in line))
     few = (digits / "few.jsonl").read_text().splitlines()[:3]
     (digits / "few.jsonl").write_text("\n".join(few))
-    script = RUN.format(root=str(ROOT), digits=str(digits), out=str(tmp_path / "run"), arm=arm)
+    script = RUN.format(root=str(ROOT), digits=str(digits), out=str(tmp_path / "run"), arm="two baselines")
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     [row] = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -102,17 +102,6 @@ def test_two_ranks_train_and_the_model_loads(torchrun, digits, tmp_path):
     trained = AutoModelForImageTextToText.from_pretrained(run / "model")
     base = AutoModelForImageTextToText.from_pretrained(digits / "base")
     assert any(not torch.equal(p, q) for p, q in zip(trained.parameters(), base.parameters()))
-    torchrun(1, "evals/orders.py", "--model", run / "model", "--data", one_question(digits, tmp_path), "--out",
-             tmp_path / "eval", "--max-tokens", "8")  # fmt: skip
-    assert json.loads((tmp_path / "eval" / "orders.json").read_text())["questions"] == 1
-    assert (tmp_path / "eval" / "orders.png").exists()
-
-
-def one_question(digits, tmp_path):
-    row = next(row for row in read(digits / "test.jsonl") if row["order"] == "options" and len(row["images"]) == 3)
-    row["images"] = [str(digits / path) for path in row["images"]]
-    (tmp_path / "one.jsonl").write_text(json.dumps(row))
-    return tmp_path / "one.jsonl"
 
 
 # --- A user's mistakes: one sentence, exit code 1, no traceback, before any model is loaded ---
