@@ -1,6 +1,6 @@
 """One update of PeRL against a padded batch and against TRL: same model, same prompts, same completions, same run.
 
-    make bench                        # or: .venv/bin/python bench/step.py; under 15 minutes on two quiet cores
+    make bench                        # or: .venv/bin/python bench/step.py; about 17 minutes on two quiet cores
 
 A random Qwen2.5-VL of 33M parameters and one question with four images, in both orders, 6 rollouts each. Three ways to
 compute the same update (forward, backward, clipping of the gradient, AdamW; float32; KL to given reference log-probabilities):
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -260,7 +261,7 @@ def serve(way, out, longest):
         with counter:
             loss, norm = step(rows[ask["n"]], ask["micro"])
         seconds, busy = time.perf_counter() - start, time.process_time() - busy
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_rss()
         flops = counter.get_total_flops() if ask["count"] else None
         result = {"seconds": seconds, "cpu": busy, "peak": peak - before, "loss": loss, "norm": norm, "flops": flops}
         print("RESULT", json.dumps(result), flush=True)
@@ -269,6 +270,11 @@ def serve(way, out, longest):
 def rss():
     """Bytes of memory that this process holds now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_rss():
+    """Bytes of memory that this process held at most. (ru_maxrss begins with what the parent held.)"""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 class Worker:
@@ -357,7 +363,7 @@ def growth(ns, threads):
         build(out, height, width)
         workers = {way: Worker(way, out, longest, threads) for way in ("ours", "trl")}
         table = []
-        for way, worker in workers.items():
+        for worker in workers.values():
             worker.step(n=1)
         for n in ns:
             row = {"n": n}
@@ -373,14 +379,14 @@ def growth(ns, threads):
 def head_memory():
     """Peak memory of the head over its inputs and outputs, at V = 152,064: bytes for 1,024 and 4,096 positions."""
     script = """
-import resource, sys, torch
-from bench.step import rss
+import sys, torch
+from bench.step import peak_rss, rss
 from perl.grpo import LogprobHead
 head = torch.nn.Linear(16, 152_064, bias=False)
 head.__class__ = LogprobHead
 hidden, targets, before = torch.randn(int(sys.argv[1]), 16, requires_grad=True), torch.arange(int(sys.argv[1])), rss()
 head(hidden, targets, torch.tensor([5]), 1.0)[0].sum().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+print(peak_rss() - before)
 """
     command = [sys.executable, "-c", script]
     return {n: int(subprocess.check_output([*command, str(n)], cwd=ROOT, text=True)) for n in (1024, 4096)}

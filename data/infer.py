@@ -13,6 +13,7 @@ The same rules serve `python perl/permute.py IN.jsonl --infer`, which shows the 
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -30,7 +31,12 @@ SET = re.compile(
 )
 ASKS = re.compile(r"(?i)\b(?:which|what)\b[^.?!\n]{0,30}\b(?:image|picture|photo(?:graph)?|figure|panel|diagram)s?\b|哪[一几]?[张幅个]")
 # of a difference, the answer may go from one image to the other without naming them; what it says must be short and plain
-DIRECTED = re.compile(r"(?i)differ|compar|between|chang|edit|transform|\badd|remov|appear|increas|decreas|区别|不同|变|增|减")
+DIRECTED = re.compile(
+    r"(?i)differ|compar|between|chang|edit|transform|\badd|remov|appear|increas|decreas|区别|不同|变|增|减"
+    r"|\b(?:get|becom|ris(?:e|ing)|fall|drop|sink|grow|shrink|los[ei]|gain|improv|progress|advanc|burn|melt|zoom|climb|approach)\w*\b"
+    r"|\b(?:order|sort|arrang|rank|sequen|tempor|direction|ratio|quotient|divid|subtract|concatenat|combin|spell|togeth)\w*|\bform\b"
+    r"|\b(?:across|over|through(?:out)?) (?:the|all|both|these|those)\b|\bfrom \w+ to \w+|\beach time\b|\b(?:minus|next|than)\b"
+    r"|\bmore\b|[顺次]序|排|比|越来越|拼|商")
 PLAIN = re.compile(r"(?i)[A-Z]|\d+|yes|no|true|false|是|否|有|没有|对|错|[一二三四五六七八九十两]")
 IN_ORDER = re.compile(r"(?i)\b(?:order|sequence|arrange|sort|rank)\b|顺序|排序|排列")
 
@@ -79,11 +85,15 @@ def infer(sample: Sample) -> dict:
     return {"order": "fixed", "stem": 0, "evidence": why}
 
 
+def rows_of(path) -> list[dict]:
+    """The objects of a file that `load` took."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
 def load_inferred(path, check_images: bool = True, absolute: bool = True) -> list[Sample]:
     """`load`, with the kind inferred, and `evidence` for it, where a line has no `order`."""
     samples = load(path, check_images, absolute)
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
-    return [x if "order" in row else replace(x, **infer(x)) for x, row in zip(samples, rows, strict=True)]
+    return [x if "order" in row else replace(x, **infer(x)) for x, row in zip(samples, rows_of(path), strict=True)]
 
 
 def main(argv=None) -> None:
@@ -95,12 +105,13 @@ def main(argv=None) -> None:
         samples = load_inferred(args.data, check_images=False)
     except DataError as error:
         sys.exit(str(error))
-    with open(args.data, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file if line.strip()]
-    with open(args.out, "w", encoding="utf-8") as file:
+    (out := Path(args.out)).parent.mkdir(parents=True, exist_ok=True)
+    here, rows = os.path.relpath(Path(args.data).parent, out.parent), rows_of(args.data)  # image paths are relative to the file
+    with open(out, "w", encoding="utf-8") as file:
         for x, row in zip(samples, rows, strict=True):
             label = {"order": x.order, "stem": x.stem, "evidence": x.evidence} if x.evidence else {}
-            file.write(json.dumps(row | label, ensure_ascii=False) + "\n")
+            images = {"images": [os.path.normpath(os.path.join(here, name)) for name in row["images"]]}
+            file.write(json.dumps(row | images | label, ensure_ascii=False) + "\n")
     counts = Counter(x.order for x in samples if x.evidence)
     print(f"inferred {counts.total()} of {len(rows)}", *(f"{k} {v}" for k, v in sorted(counts.items())), sep="\n", file=sys.stderr)
 

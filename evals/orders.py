@@ -70,15 +70,20 @@ def asked(sample: Sample, seed: int, most: int = MAX_ORDERS) -> list[tuple[tuple
         return [(tuple(range(len(sample.images))), sample)]
 
 
-def mapped_back(permuted: Sample, sigma: Sequence[int], answer: str | None) -> str | None:
-    """What `answer`, given in the permuted order, says in the original one. An answer that names nothing stays itself."""
-    if answer is None:
+def mapped_back(permuted: Sample, sigma: Sequence[int], response: str) -> str | None:
+    """What `response` to the permuted question answers in the original order, in lower case: the letter or the slot that it
+    is graded as, however it is written, else its own words. None without an answer."""
+    answer, choices = (boxed(response) or "").strip(), options(permuted.question)
+    if not answer:
         return None
+    slots = len(permuted.images) - permuted.stem
+    names = choices or {"options": LETTERS[:slots], "index": [str(k + 1) for k in range(slots)]}.get(permuted.order, ())
+    answer = next((name for name in names if accuracy(f"\\boxed{{{answer}}}", name, choices)), answer)
     try:
-        answer = permute(dataclasses.replace(permuted, answer=answer.strip()), inverse(sigma)).answer
+        answer = permute(dataclasses.replace(permuted, answer=answer), inverse(sigma)).answer
     except Refused:
         pass
-    return answer.strip().casefold()
+    return answer.casefold()
 
 
 def slot_of(sample: Sample) -> int | None:
@@ -129,7 +134,7 @@ def evaluate(
             responses = ask([y for *_, y in chunk])
             for (x, k, sigma, y), response in zip(chunk, responses, strict=True):
                 right = accuracy(response, y.answer, options(y.question))
-                answer = mapped_back(y, sigma, boxed(response))
+                answer = x.answer.casefold() if right else mapped_back(y, sigma, response)  # right answers are one answer
                 records.append({"id": x.id, "kind": x.order, "order": k, "sigma": sigma, "right": right,
                                 "answer": answer, "slot": slot_of(y), "response": response})  # fmt: skip
             bar.update(len(chunk))
@@ -160,7 +165,7 @@ def conversation(sample: Sample, max_pixels: int) -> list[dict]:
             path = next(paths)
             try:
                 part = {"type": "image_pil", "image_pil": picture(path, max_pixels)}
-            except OSError as error:
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 raise DataError(f"{sample.where}: images: {path} is not a readable image ({error})") from error
         content.append(part)
     return [turn | {"content": content}]

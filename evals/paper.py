@@ -152,7 +152,7 @@ def finished(folder: Path) -> bool:
 
 
 def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []  # a last line may be torn
 
 
 def launch(out: Path, seed: int, name: str) -> None:
@@ -284,11 +284,16 @@ def main() -> None:
     for seed in args.seeds:
         prepare(out, seed)
     left = [(seed, name) for seed in args.seeds for name in ARMS if not finished(out / str(seed) / name)]
-    print(f"\n{len(left)} of {len(args.seeds) * len(ARMS)} runs to do, {os.cpu_count()} at a time", flush=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(left), desc="runs", dynamic_ncols=True) as bar:
-        for done in as_completed([pool.submit(launch, out, *job) for job in left]):
-            done.result()
-            bar.update()
+    at_once = 1 if torch.cuda.is_available() else os.cpu_count()
+    print(f"\n{len(left)} of {len(args.seeds) * len(ARMS)} runs to do, {at_once} at a time", flush=True)
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        with tqdm(total=len(left), desc="runs", dynamic_ncols=True) as bar:
+            for done in as_completed([pool.submit(launch, out, *job) for job in left]):
+                done.result()
+                bar.update()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C nothing more starts
     results = collect(out, args.seeds)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     text = "\n\n".join(f"## {heading}\n\n{table}" for heading, table in tables(results).items())

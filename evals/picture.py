@@ -1,8 +1,8 @@
 """The picture at the top of the README: one real question of the digits task, as PeRL sees it in one step.
 
 Permutes a question, samples 6 rollouts for each of the two orders, grades them and draws all of it: images, text, remapped
-answer, rewards (Eq. 1) and merged advantages (Eqs. 4-5). It takes the first question whose text or answer changes and whose
-rewards differ within both orders.
+answer, rewards (Eq. 1) and merged advantages (Eqs. 4-5). It takes the first question on more than two images whose text or
+answer changes and whose rewards differ within both orders.
 
     python evals/picture.py --model runs/digits/base --data runs/demo/train.jsonl --out docs/perl.png
 """
@@ -57,7 +57,8 @@ def draw(group: Group, path: str) -> None:
         text = " ".join(x.question.replace("<image>", "").split())
         figure.text(0.02, y + 0.05, f"{text}\nanswer: {x.answer}", fontsize=10, va="center", linespacing=1.6)
         mine = slice(k * n, (k + 1) * n)
-        for left, values, title in ((0.47, group.rewards, "reward of 6 rollouts"), (0.74, group.advantages, "advantage, both orders merged")):
+        panels = (0.47, group.rewards, "reward of 6 rollouts"), (0.74, group.advantages, "advantage, both orders merged")
+        for left, values, title in panels:
             axes = figure.add_axes([left, y + 0.06, 0.24, 0.22])
             axes.bar(range(1, n + 1), values[mine].tolist(), color=colour)
             axes.axhline(0, color="black", linewidth=0.6)

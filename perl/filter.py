@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         known = read_scores(path, samples, settings)
         scores = [known[x.id] for x in samples]
         kept = [i for i, s in enumerate(scores) if args.keep[0] <= s <= args.keep[1]] if args.keep else resample(scores, target, args.seed)
-        rows = [json.loads(line) for line in Path(args.data).read_text(encoding="utf-8").split("\n") if line.strip()]
+        rows = [json.loads(line) for line in Path(args.data).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
         with open(out, "w", encoding="utf-8") as file:
             for i in kept:
                 images = [os.path.relpath(image, out.parent) for image in samples[i].images]

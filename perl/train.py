@@ -349,9 +349,10 @@ class Log:
 
 def check(args, samples: Sequence[Sample], world: int) -> None:
     """Raises DataError when a step's questions can't be drawn or shared out."""
-    for name in ("prompts", "updates", "n", "micro_batch", "epochs", "save_every", "eval_every"):
-        if getattr(args, name) < 1:
-            raise DataError(f"--{name.replace('_', '-')} {getattr(args, name)}: must be at least 1")
+    counts = dict.fromkeys(("prompts", "updates", "n", "micro_batch", "epochs", "steps", "save_every", "eval_every"), 1)
+    for name, least in (counts | {"n_s": 0, "beta": 0, "temperature": 0.01}).items():
+        if (value := getattr(args, name)) is not None and value < least:
+            raise DataError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     if args.prompts % (parts := args.updates * world):
         raise DataError(f"--prompts {args.prompts} is no multiple of {parts}: --updates {args.updates} on {world} ranks")
     if len(samples) < args.prompts:

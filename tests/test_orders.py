@@ -81,15 +81,20 @@ def test_answers_are_mapped_back_to_the_given_order():
     x, sigma = sample(3, answer="C"), (2, 0, 1)
     y = permute(x, sigma)
     assert y.answer == "A" and slot_of(y) == 1
-    assert mapped_back(y, sigma, "A") == "c"  # the image that stands first was the third
-    assert mapped_back(y, sigma, " B ") == "a"
-    assert mapped_back(y, sigma, None) is None
-    assert mapped_back(y, sigma, "nonsense") == "nonsense"
+    for said in ("A", "(A)", " A. ", "Option A", "\\text{A}"):  # one answer, however it is written
+        assert mapped_back(y, sigma, f"\\boxed{{{said}}}") == "c"  # the image that stands first was the third
+    assert mapped_back(y, sigma, "so \\boxed{ B }") == "a"
+    assert mapped_back(y, sigma, "no box") is mapped_back(y, sigma, "\\boxed{ }") is None
+    assert mapped_back(y, sigma, "\\boxed{Nonsense}") == "nonsense"
     count = sample(3, "invariant", "2", question="<image><image><image> How many of the images show a 7?")
-    assert mapped_back(permute(count, sigma), sigma, "1") == "1" and slot_of(count) is None
+    assert mapped_back(permute(count, sigma), sigma, "\\boxed{1}") == "1" and slot_of(count) is None
     index = sample(3, "index", "Image 3", question="<image><image><image> Which image shows a 7?")
     y = permute(index, sigma)
-    assert y.answer == "Image 1" and slot_of(y) == 1 and mapped_back(y, sigma, "Image 2") == "image 1"
+    assert y.answer == "Image 1" and slot_of(y) == 1
+    for said in ("Image 2", "2", "the second image", "Second image."):
+        assert mapped_back(y, sigma, f"\\boxed{{{said}}}") == "1"
+    statement = Sample("s", ("a", "b"), "<image><image> The left image is red.\n(A) True\n(B) False", "A", "references")
+    assert mapped_back(permute(statement, (1, 0)), (1, 0), "\\boxed{True}") == mapped_back(statement, (0, 1), "\\boxed{A}") == "a"
 
 
 def test_figures_on_hand_made_output():

@@ -4,6 +4,7 @@ Each trial resumes, checks that weights and moments are exactly those of the ste
 step until it is killed, at a random moment after its first save. The last trial may write no large file ("disk full"): its save must fail, and the
 checkpoint before it must still be whole. Prints one JSON line: the steps resumed from, and how the full disk ended."""
 
+import ctypes
 import json
 import os
 import random
@@ -19,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from perl.rollout import join_torchrun, load_processor
-from perl.train import build_policy, resume, save
+from perl.train import build_policy, checkpoints, resume, save
 
 base, out, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 lr = 0.1
@@ -75,6 +76,7 @@ def trial(seconds: float, disk_full: bool = False) -> tuple[int, list[int]]:
     ranks = []
     for rank in range(2):
         if (pid := os.fork()) == 0:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives this process
             try:
                 rank_main(rank, port, disk_full)
             except BaseException as error:  # a child must never return into the loop below
@@ -85,7 +87,9 @@ def trial(seconds: float, disk_full: bool = False) -> tuple[int, list[int]]:
         assert os.waitpid(ranks[0], os.WNOHANG) == (0, 0), "rank 0 ended before it had resumed"
         time.sleep(0.01)
     if not disk_full:
-        while f"step-{int((out / 'resumed').read_text()) + 1:06d}" not in os.listdir(out):  # one save succeeds, a later one may not
+        start = int((out / "resumed").read_text())
+        while not any(int(path.name[5:]) > start for path in checkpoints(out)):  # one save succeeds, a later one may not
+            assert all(os.waitpid(pid, os.WNOHANG) == (0, 0) for pid in ranks), "a rank ended before it had saved"
             time.sleep(0.01)
         time.sleep(seconds)
         for pid in ranks:
