@@ -1,8 +1,8 @@
 """What the paper claims, and what it leaves out, measured at small scale: `make paper`.
 
 The digits task, 20 steps of 32 questions x 12 rollouts, greedy answers on 240 test questions over the orders of their images
-(of five images: 24 of them). A seed is everything: the digits and questions, the base that is warmed up on them, the filter, the training. Each arm changes
-one thing; `filter` and `both` also stand for plain GRPO and PeRL in all comparisons below them:
+(of five images: 24 of them). A seed is everything: the digits and questions, the base that is warmed up on them, the filter,
+the training. Each arm changes one thing; `filter` and `both` also stand for plain GRPO and PeRL in all comparisons below them:
 
     base             the model before training
     neither          plain GRPO, n_s = 0 and n = 12, on questions drawn from all

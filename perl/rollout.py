@@ -216,7 +216,7 @@ class Engine:
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Load the trainer's weights, pairs of Hugging Face name and full tensor, consumed one at a time. Collective. The
-        caches hold keys, values and image embeddings of the old weights, so they go; processed pixels may stay."""
+        caches hold keys, values and image embeddings of the old weights, so they go."""
         if self.cuda:
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
@@ -243,6 +243,8 @@ def join_torchrun() -> tuple[int, int, torch.device]:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # 0: any free
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
+        if device.index >= torch.cuda.device_count():
+            raise DataError(f"--nproc_per_node: a rank needs a GPU of its own, this machine has {torch.cuda.device_count()}")
         torch.cuda.set_device(device)
     patience = timedelta(minutes=30)  # in a collective: ranks may end their sampling minutes apart, but a hang must end
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)

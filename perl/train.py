@@ -12,8 +12,9 @@
 
 Every rank samples and trains on its own share of each mini-batch; FSDP2 shards weights, gradients, optimizer and reference.
 Which questions a step draws, how they are permuted and with which seeds they are sampled depends on (--seed, step, question)
-alone, never on the number of ranks: weights, optimizer and step are the whole state of a run, and --resume is exact. A sample
-that the coin or a refusal leaves unpermuted still gets n_s identical copies, as in the release.
+alone, never on the number of ranks: weights, optimizer and step are the whole state of a run, and --resume is exact (up to
+rounding on CUDA, where sums have no fixed order). A sample that the coin or a refusal leaves unpermuted still gets n_s identical
+copies, as in the release.
 
 RUN gets config.json, metrics.jsonl, rollouts.jsonl, TensorBoard events in tb/, and every --save-every steps step-N/ with state/
 (for --resume, on any number of ranks) and model/ (for vLLM and transformers); RUN/model is a link to the newest. SIGTERM ends
@@ -152,11 +153,15 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
     hf.tie_weights()  # what was on the meta device has been replaced, parameter by parameter
     return policy
 
-def shards(policy: Policy) -> dict[str, torch.Tensor]:
-    """Hugging Face name -> this rank's shard, a DTensor."""
+def reshard(policy: Policy) -> None:
+    """Give up what a forward without backward has left gathered."""
     for module in policy.modules():
         if isinstance(module, FSDPModule):
-            module.reshard()  # a forward without backward leaves some groups whole
+            module.reshard()
+
+def shards(policy: Policy) -> dict[str, torch.Tensor]:
+    """Hugging Face name -> this rank's shard, a DTensor."""
+    reshard(policy)
     return {name.removeprefix("model."): weight for name, weight in policy.state_dict().items()}
 
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
@@ -232,6 +237,7 @@ def logps_of(policy: Policy, groups: Sequence[Group], args) -> list[torch.Tensor
         micro = groups[start : start + args.micro_batch]
         logp, _ = policy([row for g in micro for row in g.rows], args.temperature)
         tensors += logp.split([sum(len(o.ids) for o in g.rollouts) for g in micro])
+    reshard(policy)
     return tensors
 
 def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None, args) -> dict[str, float]:

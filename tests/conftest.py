@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,6 +29,8 @@ def torchrun():
     """torchrun(ranks, script, *arguments) -> CompletedProcess, its output captured; fails the test unless told not to."""
 
     def launch(ranks, script, *arguments, check=True, timeout=600):
+        if 0 < torch.cuda.device_count() < ranks:
+            pytest.skip(f"{ranks} ranks need as many GPUs")
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), script]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run([*command, *map(str, arguments)], cwd=ROOT, env=environment, text=True, capture_output=True,

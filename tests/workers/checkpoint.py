@@ -44,7 +44,7 @@ def rank_main(rank: int, port: int, disk_full: bool) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     _, world, device = join_torchrun()
     processor, _ = load_processor(str(base / "base"), 784)
-    policy = build_policy(str(base / "base"), device, init_device_mesh("cpu", (world,)), trained=True)
+    policy = build_policy(str(base / "base"), device, init_device_mesh(device.type, (world,)), trained=True)
     with torch.no_grad():
         for p in policy.parameters():
             p.zero_()

@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from perl.grpo import Row
 from perl.permute import load
 from perl.rollout import Engine, encode, join_torchrun, load_processor
-from perl.train import build_policy, full_weights
+from perl.train import build_policy, full_weights, reshard
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])
 rank, world, device = join_torchrun()
@@ -29,7 +28,7 @@ prompts = encode(processor, load(base / "train.jsonl")[rank::world][:6])
 def gap(temperature=1.0) -> float:
     groups = engine.generate(prompts, n=3, seeds=range(len(prompts)), temperature=temperature)
     rows = [Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in g)) for p, g in zip(prompts, groups)]
-    sampler = torch.tensor([x for g in groups for o in g for x in o.logps])
+    sampler = torch.tensor([x for g in groups for o in g for x in o.logps], device=device)
     with torch.no_grad():
         largest = (policy(rows, temperature)[0] - sampler).abs().max()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
@@ -39,24 +38,27 @@ def gap(temperature=1.0) -> float:
 def move(part: str, scale: float) -> None:
     """A large random step of the parameters whose name holds `part`, the same on every number of ranks."""
     g = torch.Generator().manual_seed(0)
-    for module in policy.modules():  # after a forward without backward FSDP holds some groups whole
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    reshard(policy)
     with torch.no_grad():
         for name, p in policy.named_parameters():
             if part in name and p.dim() > 1:
                 local = p.to_local()
-                local += scale * local.abs().mean() * torch.randn(local.shape, generator=g)
+                local += scale * local.abs().mean() * torch.randn(local.shape, generator=g).to(device)
+
+
+def sync() -> None:
+    engine.sleep()  # on CUDA this drops the weights
+    engine.sync(full_weights(policy, torch.bfloat16 if device.type == "cuda" else torch.float32))
 
 
 gaps = {"fresh": gap(), "temperature 0.7": gap(0.7)}
 move("", 0.5)
 gaps["all moved, no sync"] = gap()
-engine.sync(full_weights(policy, torch.float32))
+sync()
 gaps["all moved, synced"] = gap()
 move("visual", 2.0)
 gaps["vision moved, no sync"] = gap()
-engine.sync(full_weights(policy, torch.float32))
+sync()
 gaps["vision moved, synced"] = gap()
 same = engine.generate(prompts, n=3, seeds=range(len(prompts)), temperature=1.0)
 gaps["reproducible"] = float(same == engine.generate(prompts, n=3, seeds=range(len(prompts)), temperature=1.0))
