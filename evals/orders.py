@@ -41,7 +41,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.grpo import accuracy, boxed
 from perl.permute import LETTERS, DataError, Refused, Sample, inverse, load, options, permute
-from perl.rollout import SLACK, add_engine_arguments, chat, join_torchrun, run, start, stop
+from perl.rollout import SLACK, add_engine_arguments, chat, join_torchrun, reading, run, start, stop
 
 MAX_ORDERS = 24
 CHUNK = 256  # prompts sampled at a time
@@ -163,10 +163,8 @@ def conversation(sample: Sample, max_pixels: int) -> list[dict]:
     for part in turn["content"]:
         if part["type"] == "image":
             path = next(paths)
-            try:
+            with reading(sample, path):
                 part = {"type": "image_pil", "image_pil": picture(path, max_pixels)}
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise DataError(f"{sample.where}: images: {path} is not a readable image ({error})") from error
         content.append(part)
     return [turn | {"content": content}]
 

@@ -102,11 +102,10 @@ def _text_ids(processor, sample: Sample) -> list[int]:
     return ids
 
 @contextmanager
-def _opened(sample: Sample, path: str) -> Iterator[PILImage.Image]:
-    """The image at `path`. What fails while it is read or processed is a DataError that names the sample."""
+def reading(sample: Sample, path: str) -> Iterator[None]:
+    """What fails while the image at `path` is read or processed is a DataError that names the sample."""
     try:
-        with PILImage.open(path) as picture:
-            yield picture
+        yield
     except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:  # PIL's for torn files, and ratios
         raise DataError(f"{sample.where}: images: {path} is not a readable image ({error})") from error
 
@@ -119,7 +118,7 @@ def prepare(args, samples: Sequence[Sample]):
     for sample in samples:
         length = len(_text_ids(processor, sample)) - len(sample.images)
         for path in sample.images:
-            with _opened(sample, path) as picture:
+            with reading(sample, path), PILImage.open(path) as picture:
                 patches = images.get_number_of_image_patches(picture.height, picture.width, pixels)
             length += patches // images.merge_size**2
         if length > limit:
@@ -136,7 +135,7 @@ def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
     for sample in samples:
         for path in sample.images:
             if path not in images:
-                with _opened(sample, path) as picture:
+                with reading(sample, path), PILImage.open(path) as picture:
                     pil = picture.convert("RGB")
                     pixels = processor.image_processor(images=[pil], return_tensors="pt")
                 images[path] = Image(path, pil, pixels["pixel_values"], pixels["image_grid_thw"][0])
