@@ -138,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings["weights"] = max((f.stat().st_mtime_ns for f in Path(args.model or "").glob("*.safetensors")), default=0)  # retrained?
     if rank == 0:
         mend(path)
-    dist.barrier()
+    dist.broadcast_object_list(agreed := [settings])  # a model's folder may have other times on another machine
+    [settings] = agreed
     known = read_scores(path, samples, settings)
     if missing := [x for x in samples if x.id not in known]:
         score(missing, args, rank, world, path, settings)
