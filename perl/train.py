@@ -216,11 +216,10 @@ def digests(folder: Path) -> set[str]:
 def resume(policy: Policy, optimizer, out: Path) -> int:
     """Load the newest checkpoint of OUT into policy and optimizer; the number of its finished steps, 0 without one. Raises
     DataError where it is damaged. Collective."""
-    if not checkpoints(out):
+    if not (found := checkpoints(out)):
         return 0
-    newest = checkpoints(out)[-1]
-    sums = (newest / "sha256").read_text().splitlines() if (newest / "sha256").is_file() else ["none  sha256"]
-    if damaged := digests(newest / "state") ^ set(sums):
+    newest, sums = found[-1], found[-1] / "sha256"
+    if damaged := digests(newest / "state") ^ set(sums.read_text().splitlines() if sums.is_file() else ()):
         name = min(line.split()[-1] for line in damaged)
         raise DataError(f"{newest}: {name} is damaged; remove {newest.name} to resume from the checkpoint before it")
     weights, moments = get_state_dict(policy, optimizer)
@@ -237,7 +236,6 @@ def logps_of(policy: Policy, groups: Sequence[Group], args) -> list[torch.Tensor
         micro = groups[start : start + args.micro_batch]
         logp, _ = policy([row for g in micro for row in g.rows], args.temperature)
         tensors += logp.split([sum(len(o.ids) for o in g.rollouts) for g in micro])
-    reshard(policy)
     return tensors
 
 def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None, args) -> dict[str, float]:
@@ -408,6 +406,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         engine.sleep()
         times.append(time.perf_counter())
         ref = logps_of(reference, groups, args) if reference else None
+        if reference:
+            reshard(reference)  # it has no backward that would
         times.append(time.perf_counter())
         learned = update(policy, optimizer, groups, ref, args)
         times.append(time.perf_counter())
