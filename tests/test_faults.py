@@ -101,13 +101,20 @@ def test_killed_and_resumed_equals_uninterrupted(digits, straight, tmp_path):
     assert largest_difference(one_rank, straight) <= 1e-5
     assert [row["step"] for row in steps_of(one_rank)] == [0, 1, 2, 3]
 
-    # A flipped bit is found before it trains, and so is a sum that is gone. A run is never gone over by mistake.
+    # A flipped bit is found before it trains, and so is a sum that is gone; the checkpoint before it still works. A run is
+    # never gone over by mistake.
     state = next((run / "step-000004" / "state").glob("__0_*"))
     content = bytearray(state.read_bytes())
     content[len(content) // 2] ^= 1
     state.write_bytes(content)
     code, said = finish(digits, run, "--resume", ranks=0)
     assert code == 1 and "step-000004: __0_0.distcp is damaged; remove step-000004" in said
+    (run / "step-000004" / "sha256").unlink()
+    code, said = finish(digits, run, "--resume", ranks=0)
+    assert code == 1 and "is damaged; remove step-000004" in said
+    shutil.rmtree(run / "step-000004")
+    code, said = finish(digits, run, "--resume")  # as the sentence says: from the one before
+    assert code == 0 and largest_difference(run, straight) == 0.0
     samples = load(digits / "train.jsonl")
     for more, sentence in (([], "it holds a run already; --resume"), (["--resume", "--seed", "1"], "another seed: 0 became 1"),
                            (["--resume", "--lr", "1e-5"], "another lr: 0.0001 became 1e-05")):

@@ -137,6 +137,7 @@ def test_commands_run_in_their_order(place, digits):
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     assert {"PERMUTED.jsonl", "LABELLED.jsonl", "TRAIN.jsonl.scores.jsonl", "RUN"} <= {p.name for p in place.iterdir()}
     assert json.loads((place / "EVAL" / "orders.json").read_text())["questions"] == 2
+    assert (place / "EVAL" / "orders.png").exists()
 
 
 def test_two_nodes(place, digits):
