@@ -399,7 +399,7 @@ def whole_step(threads):
         out = Path(folder)
         build(out, height, width)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        command = ["perl/train.py", "--model", out / "model", "--data", out / "data.jsonl", "--out", out / "run", "--steps", 4,
+        command = ["perl/train.py", "--model", out / "model", "--data", out / "data.jsonl", "--out", out / "run", "--steps", 6,
                    "--prompts", 1, "--updates", 1, "--n", N, "--max-tokens", longest, "--show", 0, "--beta", BETA]
         subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
         lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()][1:]
@@ -414,7 +414,7 @@ def whole_step(threads):
 
 
 def trl_step(out, longest):
-    """Four steps of trl's own train(), one rollout a pass; prints the median of the last three."""
+    """Six steps of trl's own train(), one rollout a pass; prints the median of the last five."""
     times = []
 
     class Clock(TrainerCallback):
@@ -424,7 +424,7 @@ def trl_step(out, longest):
         def on_step_end(self, args, state, control, **_):
             times[-1] += time.perf_counter()
 
-    trainer = trl_trainer(out, 1, longest, gradient_accumulation_steps=2 * N, max_steps=4)
+    trainer = trl_trainer(out, 1, longest, gradient_accumulation_steps=2 * N, max_steps=6)
     trainer.add_callback(Clock())
     trainer.train()
     print("RESULT", json.dumps({"seconds": statistics.median(times[1:]), "all": times}), flush=True)
