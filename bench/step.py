@@ -392,29 +392,35 @@ print(peak_rss() - before)
     return {n: int(subprocess.check_output([*command, str(n)], cwd=ROOT, text=True)) for n in (1024, 4096)}
 
 
-def whole_step(threads):
-    """Sample, reference, update at the first shape: perl/train.py with vLLM, and trl's train() with its own generation."""
+def whole_step(threads, rounds):
+    """Sample, reference, update at the first shape: perl/train.py with vLLM, and trl's train() with its own generation. The two
+    run in turn, `rounds` times four steps each; medians of all but the first step of each run."""
     height, width, longest = SHAPES["280/48"]
+    ours, trl = [], []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         build(out, height, width)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        command = ["perl/train.py", "--model", out / "model", "--data", out / "data.jsonl", "--out", out / "run", "--steps", 6,
-                   "--prompts", 1, "--updates", 1, "--n", N, "--max-tokens", longest, "--show", 0, "--beta", BETA]
-        subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-        lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()][1:]
-        phases = [{k: v for k, v in line.items() if k.startswith("seconds_")} for line in lines]
-        ours = min(phases, key=lambda p: abs(sum(p.values()) - statistics.median(sum(q.values()) for q in phases)))
-        command = [sys.executable, __file__, "--worker", "trl_step", "--dir", str(out), "--longest", str(longest),
-                   "--threads", str(threads)]
-        done = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True).stdout
-    said = next(line for line in done.splitlines() if line.startswith("RESULT "))
-    return {"ours": sum(ours.values()), "ours_phases": ours, "response_length": lines[-1]["response_length"],
-            "trl": json.loads(said.removeprefix("RESULT "))["seconds"]}  # fmt: skip
+        for k in range(rounds):
+            run = out / f"run{k}"
+            command = ["perl/train.py", "--model", out / "model", "--data", out / "data.jsonl", "--out", run, "--steps", 4,
+                       "--prompts", 1, "--updates", 1, "--n", N, "--max-tokens", longest, "--show", 0, "--beta", BETA]
+            subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+            ours += [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
+            command = [sys.executable, __file__, "--worker", "trl_step", "--dir", str(out), "--longest", str(longest),
+                       "--threads", str(threads)]
+            done = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True).stdout
+            said = next(line for line in done.splitlines() if line.startswith("RESULT "))
+            trl += json.loads(said.removeprefix("RESULT "))["all"][1:]
+    phases = [{k: v for k, v in step.items() if k.startswith("seconds_")} for step in ours]
+    return {"ours": statistics.median(sum(p.values()) for p in phases), "trl": statistics.median(trl),
+            "ours_all": [sum(p.values()) for p in phases], "trl_all": trl,
+            "ours_phases": {name: statistics.median(p[name] for p in phases) for name in phases[0]},
+            "response_length": statistics.mean(step["response_length"] for step in ours)}  # fmt: skip
 
 
 def trl_step(out, longest):
-    """Six steps of trl's own train(), one rollout a pass; prints the median of the last five."""
+    """Four steps of trl's own train(), one rollout a pass; prints the seconds of each."""
     times = []
 
     class Clock(TrainerCallback):
@@ -424,10 +430,10 @@ def trl_step(out, longest):
         def on_step_end(self, args, state, control, **_):
             times[-1] += time.perf_counter()
 
-    trainer = trl_trainer(out, 1, longest, gradient_accumulation_steps=2 * N, max_steps=6)
+    trainer = trl_trainer(out, 1, longest, gradient_accumulation_steps=2 * N, max_steps=4)
     trainer.add_callback(Clock())
     trainer.train()
-    print("RESULT", json.dumps({"seconds": statistics.median(times[1:]), "all": times}), flush=True)
+    print("RESULT", json.dumps({"all": times}), flush=True)
 
 
 def show(report):
@@ -464,7 +470,7 @@ def main():
     p.add_argument("--threads", type=int, default=os.cpu_count(), help="of every process; all cores of the machine")
     p.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES)
     p.add_argument("--ns", nargs="*", type=int, default=[1, 2, 4, 8, 16], help="n of the table of growth")
-    p.add_argument("--repeats", type=int, default=3, help="at the first shape; 2 and 1 at the others")
+    p.add_argument("--repeats", type=int, default=3, help="at the first shape, and of whole steps; 2 and 1 at the other shapes")
     p.add_argument("--out", default=ROOT / "bench" / "step.json", type=Path)
     p.add_argument("--worker", help=argparse.SUPPRESS)
     p.add_argument("--dir", type=Path, help=argparse.SUPPRESS)
@@ -488,7 +494,7 @@ def main():
     for shape in args.shapes:
         keep(shapes=[*report["shapes"], compare(shape, repeats[shape], args.threads)])
         print(show(report), flush=True)
-    keep(whole_step=whole_step(args.threads))
+    keep(whole_step=whole_step(args.threads, args.repeats))
     keep(head_bytes=head_memory())
     keep(growth=growth(args.ns, args.threads))
     print(show(report))
