@@ -412,8 +412,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         learned = update(policy, optimizer, groups, ref, args)
         times.append(time.perf_counter())
         engine.sync(full_weights(policy, dtype))  # theta_old <- theta
-        if step % 10 == 0:  # glibc keeps what it freed in pieces, more with every step; to trim costs the next step 7% on a CPU
-            ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what it freed in pieces, more with every step
         times.append(time.perf_counter())
         metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned | hits
         metrics["tokens_per_second"] = metrics.pop("tokens") / (times[-1] - times[0])
