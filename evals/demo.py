@@ -18,11 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
 import torch
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -43,14 +39,28 @@ def command(script: str, *arguments, **flags) -> None:
     subprocess.run([sys.executable, *launcher, script, *words], cwd=ROOT, env=os.environ | threads, check=True)
 
 
+def read(path: Path) -> list[dict]:
+    """The finished lines of a JSONL file, none where there is no file; a kill may have torn the last line."""
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def draw_advantages(axes, name: str, histograms: list[list[int]]) -> None:
+    """Fig. 9: the summed histograms of `advantages` in metrics.jsonl, as shares."""
+    counts = torch.tensor(histograms).sum(0).float()
+    axes.stairs(counts / counts.sum(), torch.linspace(-3.125, 3.125, 26).tolist(), label=name, linewidth=2)
+    axes.set(title="advantages of all rollouts (Fig. 9)", xlabel="A", ylabel="share")
+
+
 def report(out: Path, summary: dict, metrics: dict[str, list[dict]]) -> None:
     """Four panels: reward while training, accuracy over orders, accuracy by slot, and Fig. 9."""
-    figure, ((reward, orders), (slots, advantage)) = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    (reward, orders), (slots, advantage) = figure.subplots(2, 2)
     names = ["base", *RUNS]
     for name, rows in metrics.items():
         reward.plot([r["step"] for r in rows], [r["reward"] for r in rows], label=name)
-        counts = torch.tensor([r["advantages"] for r in rows]).sum(0).float()
-        advantage.stairs(counts / counts.sum(), torch.linspace(-3.125, 3.125, 26).tolist(), label=name, fill=False, linewidth=2)
+        draw_advantages(advantage, name, [r["advantages"] for r in rows])
     kinds = FIGURES[:-1]
     for i, name in enumerate(names):
         orders.bar([k + 0.27 * (i - 1) for k in range(len(kinds))], [summary[name][k] for k in kinds], width=0.27, label=name)
@@ -59,7 +69,6 @@ def report(out: Path, summary: dict, metrics: dict[str, list[dict]]) -> None:
     reward.set(title="reward while training", xlabel="step", ylabel="mean reward of the rollouts")
     orders.set(title="test questions, over the orders of their images", ylim=(0, 1.05))
     slots.set(title="accuracy by the slot of the right image", xlabel="slot", ylim=(0, 1.05))
-    advantage.set(title="advantages of all rollouts (Fig. 9)", xlabel="A", ylabel="share")
     for axes in (reward, orders, slots, advantage):
         axes.legend(loc="upper left" if axes is advantage else "lower right")
     figure.savefig(out / "report.png", dpi=110)
@@ -86,7 +95,6 @@ def main() -> None:
         command("evals/orders.py", model=model, data=digits / "test.jsonl", out=out / f"eval-{name}", seed=seed, **limits)
 
     out = ROOT / out
-    read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]  # noqa: E731
     evals = {name: json.loads((out / f"eval-{name}" / "orders.json").read_text()) for name in models}
     metrics = {name: read(out / name / "metrics.jsonl") for name in RUNS}
     made = {"model": str(digits / "base"), "seed": seed}  # the file keeps the scores of other seeds, too

@@ -42,6 +42,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from data.digits import TRAIN
+from evals.demo import command, draw_advantages, read
 from evals.orders import MAX_ORDERS, evaluate, summarise
 from perl import grpo, permute
 from perl.rollout import encode, run
@@ -135,8 +136,6 @@ def paths(out: Path, seed: int) -> tuple[Path, Path]:
 
 def prepare(out: Path, seed: int) -> None:
     """Questions, base, filter and the figures of the base, by the project's command lines."""
-    from evals.demo import command
-
     digits, folder = paths(out, seed)
     command("data/digits.py", out=digits, seed=seed)
     if not (folder / "train.jsonl").exists():
@@ -151,18 +150,14 @@ def finished(folder: Path) -> bool:
     return len(rows) == TRAIN["steps"] and "eval_given" in rows[-1] and (folder / "model").exists()
 
 
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []  # a last line may be torn
-
-
 def launch(out: Path, seed: int, name: str) -> None:
     """One arm of one seed in a process of one thread; its words go to the run's log file."""
     folder = out / str(seed) / name
     shutil.rmtree(folder, ignore_errors=True)  # of an interrupted run
     folder.mkdir(parents=True)
-    command = [sys.executable, __file__, "--out", str(out), "--seeds", str(seed), "--arm", name]
+    words = [sys.executable, __file__, "--out", str(out), "--seeds", str(seed), "--arm", name]
     with open(folder / "log", "w") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
+        code = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode
     if code or not finished(folder):
         raise RuntimeError(f"the run {name!r} of seed {seed} failed: {folder / 'log'} says why")
 
@@ -171,24 +166,24 @@ def collect(out: Path, seeds: Sequence[int]) -> dict:
     """results.json: seed -> arm -> figures; `curve`: the figures over training; `advantages`: the histogram of all steps."""
     from importlib.metadata import version
 
-    table = {}
+    figures = {}
     for seed in seeds:
         base = json.loads((out / str(seed) / "base" / "orders.json").read_text())
-        table[str(seed)] = {"base": {name: base[name] for name in FIGURES} | {"by_slot": base["by_slot"]}}
+        figures[str(seed)] = {"base": {name: base[name] for name in FIGURES} | {"by_slot": base["by_slot"]}}
         for name in ARMS:
             rows = read(out / str(seed) / name / "metrics.jsonl")
             curve = [{"step": r["step"] + 1} | {f: r[f"eval_{f}"] for f in FIGURES} for r in rows if "eval_given" in r]
             seconds = [sum(r[k] for k in r if k.startswith("seconds_")) for r in rows]
-            table[str(seed)][name] = {f: curve[-1][f] for f in FIGURES} | {
+            figures[str(seed)][name] = {f: curve[-1][f] for f in FIGURES} | {
                 "by_slot": {k.removeprefix("eval_slot_"): v for k, v in rows[-1].items() if k.startswith("eval_slot_")},
                 "reward": [r["reward"] for r in rows], "no_spread": statistics.mean(r["no_spread"] for r in rows),
                 "permuted": statistics.mean(r["permuted"] for r in rows), "seconds": statistics.median(seconds[1:]),
                 "logp_gap_max": max(r["logp_gap_max"] for r in rows), "curve": curve,
                 "advantages": [sum(column) for column in zip(*(r["advantages"] for r in rows))],
             }  # fmt: skip
-    command = "python evals/paper.py --seeds " + " ".join(map(str, seeds))
+    line = "python evals/paper.py --seeds " + " ".join(map(str, seeds))
     versions = {name: version(name) for name in ("torch", "transformers")}
-    return {"command": command, "python": sys.version.split()[0], "cores": os.cpu_count(), "versions": versions, "seeds": table}
+    return {"command": line, "python": sys.version.split()[0], "cores": os.cpu_count(), "versions": versions, "seeds": figures}
 
 
 # --- Tables and figures: functions of results.json alone ---
@@ -258,10 +253,8 @@ def plot(results: dict, path: Path) -> None:
         low, high = ([f(column) for column in zip(*curves)] for f in (min, max))
         gap.plot(steps, means, marker="o", label=name)
         gap.fill_between(steps, low, high, alpha=0.15)
-        counts = torch.tensor([run[arm]["advantages"] for run in runs]).sum(0).float()
-        advantage.stairs(counts / counts.sum(), torch.linspace(-3.125, 3.125, 26).tolist(), label=name, linewidth=2)
+        draw_advantages(advantage, name, [run[arm]["advantages"] for run in runs])
     gap.set(title="best minus worst order", xlabel="step; mean, and range over seeds", ylim=(0, None))
-    advantage.set(title="advantages of all rollouts (Fig. 9)", xlabel="A", ylabel="share")
     for axes in (gap, advantage):
         axes.legend()
     figure.savefig(path, dpi=120)
@@ -296,7 +289,7 @@ def main() -> None:
         pool.shutdown(cancel_futures=True)  # after a failure or Ctrl-C nothing more starts
     results = collect(out, args.seeds)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    text = "\n\n".join(f"## {heading}\n\n{table}" for heading, table in tables(results).items())
+    text = "\n\n".join(f"## {heading}\n\n{rows}" for heading, rows in tables(results).items())
     (out / "results.md").write_text(text + "\n")
     plot(results, out / "results.png")
     print(f"\n{text}\n\n{(time.perf_counter() - start) / 60:.1f} minutes; {args.out}/results.md, results.json, results.png")

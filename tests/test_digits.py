@@ -61,7 +61,7 @@ def built(tmp_path_factory):
     return out
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(list(digits.KINDS)), st.randoms(use_true_random=False))
 def test_permuted_question_is_the_one_the_generator_would_have_written(kind, rng):
     ask, shown, arguments = digits.draw(kind, rng)

@@ -54,14 +54,14 @@ def samples(draw, orders=("references", "index", "options", "sequence", "invaria
 
 
 @given(samples())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_inverse_gives_the_sample_back(case):
     x, sigma = case
     assert permute(permute(x, sigma), inverse(sigma)) == x
 
 
 @given(samples(), st.randoms())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_composition(case, rng):
     x, sigma = case
     tail = list(range(x.stem, len(sigma)))
@@ -76,7 +76,7 @@ def test_inverse_is_the_inverse(sigma):
 
 
 @given(samples(orders=("options",)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_letter_names_the_same_image(case):
     x, sigma = case
     y = permute(x, sigma)
@@ -85,7 +85,7 @@ def test_the_letter_names_the_same_image(case):
 
 
 @given(st.permutations(range(6)), st.integers(0, 5), st.sampled_from("dow"))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_answer_names_the_same_image(sigma, gold, form):
     words = {"d": [f"Image {k + 1}" for k in range(6)], "o": [f"The {word} image" for word in ORDINALS],
              "w": [f"图{k}" for k in "一二三四五六"]}[form]
@@ -95,7 +95,7 @@ def test_the_answer_names_the_same_image(sigma, gold, form):
 
 
 @given(st.permutations(range(5)), st.permutations(range(5)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_sequence_lists_the_same_images(sigma, story):
     x = Sample("x", tuple("abcde"), "<image>" * 5 + "In what order?", "→".join(str(k + 1) for k in story), "sequence")
     y = permute(x, sigma)
@@ -210,7 +210,7 @@ def test_alpha_decays_linearly_to_zero():
 
 
 @given(st.integers(2, 5), st.integers(0, 30), st.integers(0, 99), st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_group_is_the_original_and_different_copies(n, n_s, seed, step):
     x = Sample("x", tuple("abcde"[:n]), "<image>" * n + " How many images show a cat?", "2", "invariant")
     group = copies(x, n_s, 1.0, seed, step)

@@ -190,14 +190,14 @@ def test_memory_is_bounded(monkeypatch):
     assert accuracy(box("x+2+0"), "x+2") == 1.0 and states() < learnt / 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(), st.text(), st.none() | st.dictionaries(st.sampled_from("ABCD"), st.text(max_size=9)))
 def test_total_on_any_text(response, gold, options):
     for text in (response, box(response), box(gold)):
         assert accuracy(text, gold, options) in (0.0, 1.0) and format_ok(text) in (True, False)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.text(r"019.^_{}()\,+-*/ =%xABfracsqti", max_size=30), st.sampled_from(["5", "A", "1,2",
     "x+1", r"\{1,2\}"]))
 def test_total_on_mathematics(text, gold):
@@ -216,7 +216,7 @@ GOLD = st.one_of(
     st.lists(st.sampled_from("red dog on a mat".split()), min_size=1, max_size=5).map(" ".join))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(GOLD, GOLD, st.text().map(lambda s: s.translate({123: None, 125: None})),
     st.text().map(lambda s: s.translate({123: None})))
 def test_gold_is_right_and_only_the_box_counts(gold, other, before, after):
