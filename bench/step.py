@@ -1,6 +1,6 @@
 """One update of PeRL against a padded batch and against TRL: same model, same prompts, same completions, same run.
 
-    make bench                        # or: .venv/bin/python bench/step.py; about 17 minutes on two quiet cores
+    make bench                        # or: .venv/bin/python bench/step.py; about 20 minutes on two quiet cores
 
 A random Qwen2.5-VL of 33M parameters and one question with four images, in both orders, 6 rollouts each. Three ways to
 compute the same update (forward, backward, clipping of the gradient, AdamW; float32; KL to given reference log-probabilities):
