@@ -68,7 +68,7 @@ def mend(path: Path) -> None:
 
 def digest(x: Sample) -> str:
     """What a score depends on in a question: after an edit it is scored again."""
-    return hashlib.sha256(repr([x.question, x.answer, *(Path(name).name for name in x.images)]).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([x.question, x.answer, *(Path(name).parts[-2:] for name in x.images)]).encode()).hexdigest()[:16]
 
 def read_scores(path: Path, samples: Sequence[Sample], settings: dict) -> dict[str, float]:
     """id -> score on disk, of `samples` as they are now and made with `settings`."""
@@ -126,6 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_engine_arguments(p)
     args, (rank, world, _) = p.parse_args(argv), join_torchrun()
     samples = load(args.data)
+    if args.rollouts < 1:
+        raise DataError(f"--rollouts {args.rollouts}: must be at least 1")
     try:
         target = json.loads(Path(args.target).read_text()) if args.target else PAPER_AFTER
         if not (len(target) == 11 and min(target) >= 0 < sum(target) < float("inf")):

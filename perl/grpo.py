@@ -139,7 +139,8 @@ def _value(latex: str) -> complex | None:
         PSParser.sharedContextCache = type(PSParser.sharedContextCache)()
     try:
         term = parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)[0]
-        return complex(term.evalf(15, subs={s: 0.5 + sum(map(ord, s.name)) % 89 / 31 for s in term.free_symbols}))
+        value = complex(term.evalf(15, subs={s: 2 + math.sin(sum(map(ord, s.name))) for s in term.free_symbols}))
+        return value if abs(value) < 1e300 else None
     except Exception:                        # antlr and sympy raise anything on malformed terms
         return None
 
@@ -213,8 +214,8 @@ def _varlen(q, k, v, q_len, k_len, scale):
 
 class LogprobHead(nn.Linear):
     """The language-model head, log-probabilities of given tokens without a (N, V) tensor: a chunk of positions at a time makes
-    float32 logits, and again in the backward pass. Peak: 3 * CHUNK * V * 4 bytes beside the weight's gradient, 0.93 GB for
-    V = 152,064 and 12 x 2,048 tokens, whose logits are 15 GB. One module call holds all chunks: FSDP gathers once."""
+    float32 logits, and again in the backward pass. Peak: 3 (at times 5) * CHUNK * V * 4 bytes beside the weight's gradient, 1 to
+    1.6 GB for V = 152,064 and 12 x 2,048 tokens, whose logits are 15 GB. One module call holds all chunks: FSDP gathers once."""
     CHUNK = 512
     def forward(self, hidden, targets, banned, temperature):
         """hidden (N, D), targets (N,), banned (B,) -> logp (N,), entropy (N,), both float32."""

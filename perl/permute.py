@@ -354,12 +354,13 @@ def load(path, check_images: bool = True, absolute: bool = True) -> list[Sample]
     for number, line in ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()):
         try:
             x = _sample(json.loads(line))
+            f"{x.question}{x.answer}".encode()  # half an emoji is no text
             for name in x.images if check_images else ():
                 if not (path.parent / name).is_file():
                     raise DataError(f"images: file {name} does not exist")
             if x.id in seen:
                 raise DataError(f"id: {x.id!r} is already in {seen[x.id].where}")
-        except (DataError, json.JSONDecodeError) as error:
+        except ValueError as error:  # of json and encode, too
             raise DataError(f"{path.name}:{number}: {'' if type(error) is DataError else 'no JSON: '}{error}") from None
         images = tuple(str(path.parent / name) for name in x.images) if absolute else x.images
         seen[x.id] = replace(x, images=images, where=f"{path.name}:{number}")
@@ -381,6 +382,7 @@ def main(argv=None) -> None:
     try:
         sigma = tuple(map(int, args.sigma.split(","))) if args.sigma else None
         samples = read(args.data, check_images=False, absolute=False)
+        (out := Path(args.out or ".")).parent.mkdir(parents=True, exist_ok=True)
     except ValueError as error:
         sys.exit(str(error) if type(error) is not ValueError else f"--sigma: {args.sigma!r} is no list of slots such as 1,0")
     for x in samples:
@@ -392,7 +394,7 @@ def main(argv=None) -> None:
             rows.append(json.dumps(row | inferred | refused, ensure_ascii=False) + "\n")
             moved = copy.sigma != tuple(range(len(x.images)))
             counts["refused: " + copy.refused.split(": ")[0] if copy.refused else "permuted" if moved else "as it was"] += 1
-    (open(args.out, "w", encoding="utf-8") if args.out else sys.stdout).writelines(rows)
+    (open(out, "w", encoding="utf-8") if args.out else sys.stdout).writelines(rows)
     print(f"permuted {counts.pop('permuted', 0)} of {len(rows)}", *(f"{k} {v}" for k, v in sorted(counts.items())), sep="\n",
           file=sys.stderr)
 

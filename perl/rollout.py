@@ -112,6 +112,8 @@ def reading(sample: Sample, path: str) -> Iterator[None]:
 def prepare(args, samples: Sequence[Sample]):
     """The processor, and the arguments of an Engine that holds the prompts of `samples`; reads only the headers of images.
     Raises DataError for an unreadable image, and for a prompt over --max-prompt or too long for the model's context."""
+    if min(args.max_tokens, args.max_pixels) < 1:
+        raise DataError(f"--max-tokens {args.max_tokens}, --max-pixels {args.max_pixels}: both must be at least 1")
     processor, context = load_processor(args.model, args.max_pixels)
     limit, images, longest = min(args.max_prompt, context - args.max_tokens - SLACK), processor.image_processor, 0
     pixels = {"min_pixels": images.size["shortest_edge"], "max_pixels": images.size["longest_edge"]}

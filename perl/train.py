@@ -189,8 +189,9 @@ def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: tor
     if rank == 0:
         shutil.rmtree(aside / "model" / "sharded")  # the ranks' parts, consolidated file by file
         config.dtype = dtype
-        for part in (config, policy.model.generation_config, processor):
+        for part in (config, processor):
             part.save_pretrained(aside / "model")
+        policy.model.generation_config.to_json_file(aside / "model" / "generation_config.json")  # as it came, valid or not
         (aside / "sha256").write_text("".join(f"{line}\n" for line in sorted(sums)))
         aside.rename(final)
         (link := out / "link").unlink(missing_ok=True)
@@ -321,7 +322,8 @@ class Log:
         versions = {name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm")}
         command = shlex.join(["torchrun", "--nproc_per_node", str(world), *sys.argv])
         config = vars(args) | {"steps": total, "world": world, "command": command, "versions": versions}
-        (out / "config.json").write_text(json.dumps(config, indent=1))
+        (aside := out / "config.tmp").write_text(json.dumps(config, indent=1))
+        aside.replace(out / "config.json")  # a full disk leaves the one before
         self.files = [out / "metrics.jsonl", out / "rollouts.jsonl"]
         for file in self.files:  # drop the lines of steps that will run again, and a line torn by a kill
             lines = [x for x in file.read_text().split("\n")[:-1] if json.loads(x)["step"] < first] if file.exists() else []
@@ -354,30 +356,29 @@ class Log:
 def check(args, samples: Sequence[Sample], world: int) -> None:
     """Raises DataError when a step's questions can't be drawn or shared out."""
     counts = dict.fromkeys(("prompts", "updates", "n", "micro_batch", "epochs", "steps", "save_every", "eval_every"), 1)
-    for name, least in (counts | {"n_s": 0, "beta": 0, "temperature": 0.01}).items():
-        if (value := getattr(args, name)) is not None and value < least:
+    for name, least in (counts | {"n_s": 0, "lr": 0, "beta": 0, "temperature": 0.01}).items():
+        if (value := getattr(args, name)) is not None and not value >= least:  # not: NaN is none, either
             raise DataError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
     if args.prompts % (parts := args.updates * world):
         raise DataError(f"--prompts {args.prompts} is no multiple of {parts}: --updates {args.updates} on {world} ranks")
     if len(samples) < args.prompts:
         raise DataError(f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} of one step (--prompts)")
     if not args.resume and checkpoints(Path(args.out)):
-        raise DataError(f"--out {args.out}: it holds a run already; --resume goes on with it")
-    if args.resume and (config := Path(args.out) / "config.json").exists():
+        raise DataError(f"--out {args.out}: it holds a run already; --resume goes on with it, another --out starts anew")
+    if Path(args.out).is_file():
+        raise DataError(f"--out {args.out}: it is a file, no folder")
+    if args.resume and checkpoints(Path(args.out)) and (config := Path(args.out) / "config.json").exists():
         before = json.loads(config.read_text())
         for name in ("model", "data", "seed", "prompts", "updates", "n_s", "n", "lr"):
-            if before[name] != getattr(args, name):
-                raise DataError(f"{config}: --resume with another {name}: {before[name]} became {getattr(args, name)}")
+            if before.get(name) != getattr(args, name):
+                raise DataError(f"{config}: --resume with another {name}: {before.get(name)} became {getattr(args, name)}")
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     rank, world, device = join_torchrun()
     if not args.model and not args.data:
         from data.digits import example
-        args = parse_args(argv, defaults := example(rank))
-        if rank == 0 and args.out == defaults["out"] and not args.resume:
-            shutil.rmtree(args.out, ignore_errors=True)  # the example before this one
-        dist.barrier()
+        args = parse_args(argv, example(rank))
     elif not (args.model and args.data):
         raise DataError("--model and --data belong together; with neither, the embedded digits task is trained")
     check(args, samples := load(args.data), world)
