@@ -29,7 +29,9 @@ SET = re.compile(
     r"(?i)\b(?:both|all|each|every|either|neither|none|any|at least \w+|how many|the (?:two|three|four|\d)|(?:these|those)(?: \w+)?)"
     r"(?: of)?(?: the| these)? (?:images?|pictures?|photos?|photographs?)\b|[两每各]一?[张幅]|所有.{0,2}图|几[张幅]"
 )
-ASKS = re.compile(r"(?i)\b(?:which|what)\b[^.?!\n]{0,30}\b(?:image|picture|photo(?:graph)?|figure|panel|diagram)s?\b|哪[一几]?[张幅个]")
+ASKS = re.compile(  # in a text that speaks of images, "which figure" may ask for a digit
+    r"(?i)\b(?:which|what)\b[^.?!\n]{0,30}\b(?:(?:image|picture|photo(?:graph)?)s?\b|(?:figure|panel|diagram)s?\b(?!(?s:.*)\bimage))"
+    r"|哪[一几]?(?:[张幅]|个?图|个(?=[有是更最中里与和？?]))")
 # of a difference, the answer may go from one image to the other without naming them; what it says must be short and plain
 DIRECTED = re.compile(
     r"(?i)differ|compar|between|chang|edit|transform|\badd|remov|appear|increas|decreas|区别|不同|变|增|减"

@@ -68,7 +68,9 @@ def mend(path: Path) -> None:
 
 def digest(x: Sample) -> str:
     """What a score depends on in a question: after an edit it is scored again."""
-    return hashlib.sha256(repr([x.question, x.answer, *(Path(name).parts[-2:] for name in x.images)]).encode()).hexdigest()[:16]
+    root = os.path.commonpath([os.path.dirname(name) for name in x.images]) or "."  # the data may move as a whole
+    names = [os.path.relpath(name, root) for name in x.images]
+    return hashlib.sha256(repr([x.question, x.answer, *names]).encode()).hexdigest()[:16]
 
 def read_scores(path: Path, samples: Sequence[Sample], settings: dict) -> dict[str, float]:
     """id -> score on disk, of `samples` as they are now and made with `settings`."""

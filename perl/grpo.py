@@ -33,7 +33,7 @@ from torch.utils.checkpoint import checkpoint
 ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1    # the release's; the paper gives none
 _WIDE = {c: c - 0xFEE0 for c in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⇒【】²³"), [*" .,-->>[]", "^2", "^3"]))
 _WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"(?:(?i:option|choice|answer|image|选项|答案)[ :]*)?"       # (option, the text after it)
+_LETTER = re.compile(r"(?:(?i:option|choice|answer|image|picture|photo|figure|选项?|答案|图)[ :]*)?"      # (option, text after)
                      r"[(\[]?([A-Z])(?:[)\]]?|(?:[:)\]]|\. ) ?(?![ ,;>(])(.*))|.*")
 _WORDS = ("one two three four five six seven eight nine ten", "一 二 三 四 五 六 七 八 九 十",
           "first second third fourth fifth sixth seventh eighth ninth tenth")
@@ -41,9 +41,11 @@ _SIDES = "left|right|middle|center|top|bottom|upper|lower|last"
 _NUMBER = {word: str(i) for words in _WORDS for i, word in enumerate(words.split(), start=1)}
 _NAME = _NUMBER | dict.fromkeys("yes 是 对 正确".split(), "true") | dict.fromkeys("no 否 错 错误".split(), "false")
 _NOUN = r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
-_INDEX = re.compile(rf"^(?:the |第 ?)?(?:{_NOUN} ?(?:#|no\.|number)? ?)?[(\[]?([0-9]{{1,3}}|{'|'.join(_NUMBER)}|{_SIDES})"
+_INDEX = re.compile(rf"^(?:the |第 ?)?(?:{_NOUN} ?)?(?:#|no\.|number)? ?[(\[]?([0-9]{{1,3}}|{'|'.join(_NUMBER)}|{_SIDES})"
                     rf"(?:st|nd|rd|th)?[)\]]? ?[张幅个]? ?(?:{_NOUN}|one)?$")
 _TUPLE = re.compile(r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)|.*")    # (bracket, elements, bracket)
+_SPLIT = re.compile(r"(?:(?<=\d),? ?and (?:(?i:image|picture|photo) )?(?=\d)|(?<=[\d张图])[和与](?=[\d第图])| ?[,;>] ?)"
+                    r"(?![^(\[]*[)\]])")         # outside inner brackets
 _QUANTITY = re.compile(r"(?:([a-zA-Z]) ?= ?)?(.*?) ?"        # x = 5 cm: (name, term, unit)
                        r"((?:%|°|(?<=[ }])[mgshLNJWV]|[mcdk]m|[mk]g|mL|min|km/h|m/s|hours?|minutes?|seconds?|days?"
                        r"|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars|[厘千]?米|元|度)(?:\^[23])?)?")
@@ -103,17 +105,18 @@ def _plain(text: str) -> str:
     text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
     text = re.sub(r"(?<![\d.,(\[])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda n: n[0].replace(",", ""), text)
     text = re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
-    return re.sub(r"^(?:[A-H]{2,}|[A-H](?: [A-H])+|\d(?: \d)+|(?:\(\w\)){2,})$",            # BA, B A, (B)(A): B,A
-                  lambda run: ",".join(re.findall(r"\w", run[0])), text)
+    return re.sub(r"^(?:[A-H]{2,}|[A-H](?:[ /-][A-H])+|\d(?: \d)+|\d(?:/\d){2,}|\d+(?:-\d+)+|(?:\(\w\)-?){2,})$",
+                  lambda run: ",".join(re.findall(r"\d+|[A-Za-z]", run[0])), text)    # BA, B A, (B)(A), B-A: B,A. 3-1 is a score
 
 def _same(box: str, gold: str) -> bool:
     r"""Equal as text (yes is true, `Image 2` and `the second image` are 2), as orders and tuples, or as quantities.
     A dropped unit is forgiven, another unit is not. 50% is 0.5, and 50 with its sign dropped; not so up to 1."""
+    box, gold = (re.sub(rf"(?i)^{_NOUN}s ", "", side) for side in (box, gold))                  # Images 1 and 3
     texts = [_INDEX.sub(r"\1", re.sub(r" ?([-=+*/<>(){}|,:]) ?", r"\1", side).casefold()) for side in (box, gold)]
     if len({_NAME.get(text, text) for text in texts}) == 1:
         return gold != ""
     (a, x, b), (c, y, d) = (_TUPLE.fullmatch(side).groups(side) for side in (box, gold))
-    parts, golds = (re.split(r"(?:(?<=\d),? ?and (?=\d)| ?[,;>] ?)(?![^(\[]*[)\]])", inner) for inner in (x, y))
+    parts, golds = (_SPLIT.split(inner) for inner in (x, y))
     if max(len(parts), len(golds)) > 1:      # orders stand in any brackets, but (0,1) is not [0,1]
         alike = a + b == c + d or not a + b or not c + d or len(golds) > 2
         return alike and len(parts) == len(golds) and all(map(_same, parts, golds))

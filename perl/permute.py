@@ -85,15 +85,18 @@ ORDINAL = rf"{NTH}|last|initial|final|(?:antepen|pen)?ultimate|(?:opening|starti
 TO = r"(?:(?:(?<=[\d①-⑥一-龥)])|(?<=\b[a-h])) ?[-–—~～] ?| (?:to|through|thru) (?:the )?(?!last)|[至到][图第]?)"
 AND = r"(?:[)\]$）]?(?:, ?(?:and |or )?| (?:and|or|&|vs\.?) |[和与或及、]|(?<=\))(?=\())(?:the |第|图)?[(\[$（]?)"
 DIGIT, HAN = r"[1-9]\d?(?![\d.%]|[个只条张位名辆本块米])", "[一二三四五六七八九十]"
-PLACES, HANS, HANUMS, *NUMBERS = (rf"(?:{token})(?:{AND}(?:{token}))*" for token in (  # a list keeps to one form
-    rf"(?:{NTH} to last|{ORDINAL}|{SIDE})(?! to)", rf"[1-9]\d?(?![\d.%])|{HAN}(?!{HAN}|样)",
+SIDES, NTHS, HANS, HANUMS, *NUMBERS = (rf"(?:{token})(?:{AND}(?:{token}))*" for token in (  # a list keeps to one form
+    rf"(?:{SIDE})(?! to)", rf"(?:{NTH} to last|{ORDINAL})(?! to)", rf"[1-9]\d?(?![\d.%])|{HAN}(?!{HAN}|样)",
     rf"{DIGIT}|{HAN}(?=$|所示|[至到\s，。、？！；：,.?;:!)）是有和与或及比里中的哪呢跟同更最上内])|[a-h](?![a-z\d])|[①-⑥甲乙丙丁]",
     rf"{COUNT}\b", r"[1-9]\d?(?![\w%]|[.,:]\w|[-–—~～/至到]| ?(?:[kmg]b|px)\b)", r"[a-h]\b", r"[ivx]+\b"))
+PLACES = rf"{NTHS}|(?:(?<=the )|(?<=and )|(?<![a-z] )){SIDES}|(?:{SIDE})(?! to)"  # "facing left and the right image" holds no list
 NUMBERS, PICTURE, HAN_END = "|".join(NUMBERS), r"(?:图[片像]?(?![书形纸案])|照片)", r"(?=$|[\s，。？?是有和与哪里中的都比更])"
+ONE_OR_TWO = NUMBERS.replace(", ?(?:and |or )?|", "")  # of a singular: "in image 2, 3 dogs sleep" holds no list
 SPAN = TO.join([rf"(?:\d\d?|[a-h]|[ivx]+|{COUNT})(?![\w%])"] * 2)
 WAYS = (rf"\b(?<!-)(?<!a (?=second))(?!(?:(?<=to the )|(?<=on the ))(?:{SIDE}){AND})(?P<place>{EDGE}|{NTH}{TO}{NTH}|{PLACES}) {NOUN}",
         rf"\b{NOUN} (?:on|to|at) (?:the )?(?P<side>{SIDE})(?: hand)?(?: side)?\b(?! of)",
-        rf"(?<![\w&])(?:{NOUN}|{SOFT})(?: number| no\.?(?= ?[\d#]))?[ #_-]*[(\[$]?(?P<number>(?:(?<=s )|(?<=s\. )){SPAN}|{NUMBERS})[)\]$]?",
+        rf"(?<![\w&])(?:{NOUN}|{SOFT})(?: number| no\.?(?= ?[\d#]))?[ #_-]*[(\[$]?"
+        rf"(?P<number>(?:(?<=s )|(?<=s\. )|(?<=s [#(]))(?:{SPAN}|{NUMBERS})|{ONE_OR_TWO})[)\]$]?",
         rf"(?P<han>最后一|{EDGE}|倒数第{HAN}|第{HANS}(?:{TO}{HANS})?)(?:[张幅副个]?{PICTURE}|[张幅]画(?![面家])|[张幅]{HAN_END})",
         rf"(?<!地)(?:图[片像]?|照片) ?[（(]?(?P<hanumber>{HANUMS}{TO}{HANUMS}(?=[里中]?[都均全各哪])|{HANUMS})",
         rf"(?<![\da-z朝向往其图左右上下])(?P<hanside>[左右][边侧]|中间|[左右中首末])的?(?:[那这]一?)?[张幅]?{PICTURE}")
@@ -110,6 +113,7 @@ AFTER = re.compile(  # what may follow "image 2", but no count of things
 TOKEN = (rf"(?:(?<![a-z])(?!(?:and|or|vs|the)\b)(?:{EDGE}|[a-z]+ to last|[a-z]+-hand|[a-z]+|\d+[a-z]*)|最后一|倒数第."
          r"|[左右][边侧]|中间|[①-⑥一二三四五六七八九十甲乙丙丁左右中首末])")
 WORD, JOIN, SET = re.compile(rf"{TOKEN}(?:{TO}{TOKEN})?", re.I), re.compile(TO, re.I), re.compile(rf"{EDGE}|.+?{TO}.+")
+ONE_OF_SOME = re.compile(r" (?:with|that|which|where|showing|containing|depicting|having|in which)\b")  # "the second with a dog"
 IN_ORDER = re.compile(r"respectively|increas|decreas|grow|bigger|trend|rotat|evol|mov(?:e|ing)|\bfrom .* to |分别|[增减从由移]")
 ONE_IMAGE = re.compile(rf"\b(?:each|every|both|an?|one|either) {NOUN}")
 
@@ -124,7 +128,7 @@ def _moved(said: str, q: tuple) -> str:
 
 def _rename(text: str, q: tuple, names: re.Pattern = NAMES) -> tuple[str, str]:
     """`text` with every name of old image i as slot q[i] says it; and in lower case, with "@" for every name."""
-    low, out, masked, end, kinds = text.lower(), [], [], 0, set()
+    low, out, masked, end, kinds, nouns, sides = text.lower(), [], [], 0, set(), set(), set()
     for m in names.finditer(low):
         way, (a, b), before, old = m.lastgroup, m.span(m.lastgroup), low[:m.start()], m[m.lastgroup]
         kind = (re.match(SOFT, m[0]) or ["image"])[0][:3]
@@ -134,13 +138,18 @@ def _rename(text: str, q: tuple, names: re.Pattern = NAMES) -> tuple[str, str]:
                 or way in ("number", "side") and not AFTER.match(low, m.end()) or SET.fullmatch(old) and IN_ORDER.search(low)
                 or way == "number" and re.fullmatch("[a-h]|[ivx]+", text[a:b]) and text[a - 1] != "("
                 or old == "i" and re.match(" (?:like|have|do|can|was|[a-z]+ed)", low[b:])
-                or old == "second" and ONE_IMAGE.search(before) and "first" not in before):
+                or old == "second" and ONE_IMAGE.search(before) and "first" not in before
+                or way == "place" and not re.match(SIDE, old) and ONE_OF_SOME.match(low, m.end())):
             raise Refused(f"{m[0]!r} may not be the name of an image")
         out += [text[end:a], WORD.sub(lambda word: _moved(word[0], q), text[a:b]), text[b:m.end()]]
         masked += [low[end:m.start()], "@"]
         kinds.add(kind)
+        nouns.update(noun[:3] for noun in re.findall(NOUN, m[0].lower()))
+        sides.add(way == "hanside" or bool(re.match(rf"(?:{SIDE})\b", old)))
         end = m.end()
     masked = "".join(masked) + low[end:]
+    if len(nouns) > 1 or len(sides) > 1:
+        raise Refused("images named in two ways: one may be a picture in an image")
     if len(kinds) > 1 or kinds and "ima" not in kinds and (
             ONE_IMAGE.search(masked) or kinds - {"fig", "#"} and re.search(rf"\b{NOUN}", masked)):
         raise Refused(f"a number that may be of a part of an image: {', '.join(sorted(kinds))!r}")
@@ -158,7 +167,14 @@ REFUSE = [(reason, re.compile(pattern, re.M)) for reason, pattern in (
      r"|chronolog\w+|timeline|time-?lapse|over time|no longer|consecutive|success\w+|happen\w*|comes? next|before|after|earlier"
      r"|later|then|changed?|missing|in (?:\w+ )?order|disappear\w*)\b"
      r"|先后|依次|顺序|变化|步|接下来|随后|之后|之前|故事|视频|帧"),
-    ("several turns", r"^\s*(?:user|human|assistant|gpt|用户|助手) ?[:：]|<\|(?!@)|^\s*(?:q|question|example) ?[2-9]? ?[:.]"),
+    ("several turns", r"^\s*(?:user|human|assistant|gpt|用户|助手) ?[:：]|<\|(?!@)|^\s*(?:q|question|example) ?[2-9] ?[:.]"
+     r"|(?s:\bq(?:uestion)? ?:.*\bq(?:uestion)? ?:)"),
+    (POINT, rf"{IMAGE},? (?:\w+ )?(?:between|next to|beside) @|@,? (?:counting )?from (?:the )?(?:right|bottom|end|back|last)"
+     r"|\bcount(?:ing|ed)? (?:backwards?|from)|从[后右下末][^，。？]?[往向到]|截图|@有[^\s，。？]*的[图照]|头[两三四几][张幅]|[上下]方的?图"
+     rf"|{IMAGE} (?:at|in|with|on) (?:the |both )?(?:index|position|place|{NTH} place|ends?\b|start|beginning)"
+     r"|\b(?:topmost|bottommost|outer(?:most)?|inner(?:most)?|closing|(?:odd|even)-numbered) (?:image|picture|photo)"
+     rf"|\b(?:half|row|column) of (?:the )?(?:image|picture|photo)s|(?<![a-z])[a-h甲乙丙丁\d]号?图(?![书形案表纸画])"
+     r"|\A[^@]*(?:\brespectively\b|分别)[^@]*\Z"),
     (POINT, r"\b(?:previous|preceding|prior|subsequent|adjacent|former|latter|next to last)\b|[这那前后上下][一两二三四]?[张幅]"
      rf"|\b(?:this|that|next|following|above|below) (?:\w+ )?{IMAGE}|{IMAGE} (?:above|below|following|to the)\b"
      r"|[前后]者|第.个[？是有和]|[上下][面边]?的?图"),
@@ -170,7 +186,10 @@ REFUSE = [(reason, re.compile(pattern, re.M)) for reason, pattern in (
      r"|@[^\n]*(?:(?<![(\n])\b[b-h]\b(?![).:])|\b\d (?:is|has|shows?|contains?|depicts?)\b)"
      r"|间的?图|图[片像]? ?[（(]?[\dⅰ-ⅹ]|图[二三五六七八九](?![角边面次元])|#\d"
      rf"|第(?:\d+[张幅]|十{HAN})|@[^\n]*第{HAN}[张幅]|第{HAN}[张幅][^\n]*@|@[^\n]*(?:[比和与或跟在] ?[a-h\d甲乙丙丁]|比[左右])"
-     rf"|\b(?:{SOFT}|person|room|step|day|slide|scene|shot|scan) ?[(#]?\d|(?s:@.*)\ba second|\ba second(?s:.*)@"),
+     rf"|\b(?:{SOFT}|person|room|step|day|slide|scene|\w*shot|scan|illustration|sketch) ?[(#]?(?:\d|[b-h]\b)"
+     r"|(?s:@.*)\ba second|\ba second(?s:.*)@"),
+    (PART, r"^\(?[1-9][.)] [^\n]*@|@, ?(?:\d+|[b-h])(?:,? (?:and|or) |, )|(?<![(\n])\b[a-h](?=\s*[?,;!])|\bwhich of (?:[a-h]|\d)\b"
+     r"|\bonly (?:\d|[a-h])\b(?! \w)|\b(?:\d|[b-h]) only\b|\b(?:in|does|do|is|are) [b-h]\b|\bin a (?:there|is)\b"),
     (PART, r"@[^\n]*(?:,|\b(?:than|in|as|from|with|to|of|not|like|against|number|versus|vs\.?|and|or))"  # "as in 2?"
      rf" (?:\d|[a-h]|(?!one\b){COUNT})(?=\s*(?:$|[:.,;?!)]))|@[^\n]*\b(?:no|number)\.? ?\d|\b(?:no|number)\.? ?\d[^\n]*@"),
     (PART, rf"\b(?:(?:{SIDE})[ -](?:(?!in|on|of|is|and|with|the|an?\b)[\w-]+ )?{IMAGE}|(?:{SIDE}),? (?:and |or )?(?:the )?@"
@@ -201,7 +220,10 @@ def _leftover(masked: str, n: int, order: str) -> str:
 
 # --- the sample
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-WHICH = re.compile(r"(?i)\bwhich(?: of)?(?: the| these| two| three| other)* (?:image|picture|photo|panel|figure)|哪[一几]?[张幅个]?图?")
+LETTER = re.compile(rf"(?i:(?:{NOUN}|(?:option|choice|candidate|answer)s?) \(?[A-H]\b)|(?<![(\n\w])[B-H]\b(?![.):．：、])"
+                    r"|\b(?:as|to|of|than|and|or|like|with) A(?! \w*[a-z]\b)")  # a letter that a question names
+WHICH = re.compile(r"(?i)\bwhich(?: of)?(?: the| these| two| three| other)* (?:image|picture|photo)(?! (?:caption|title|number))"
+                   rf"|\A(?!(?s:.*)\b{NOUN})(?s:.*)\bwhich (?:figure|panel)|哪[一几]?(?:[张幅]|个?图|个(?=[有是更最中里与和？?]))")
 MARK = re.compile(r"(?:^[ \t]*(?:\(([A-Z])\)|([A-Z])[.):．：、])|(?<=\s)\(([A-Z])\)(?=[ \t]))[ \t]*(?=\S)", re.M)
 LEAD = re.compile(r"(?:^|[.?!。？！>]|(?i:images|pictures|photos|options)\W*|图片?\W*)\s*(?:\n\(?[A-Z][.):：、]?\s*)?$")
 ROW_OF_IMAGES = re.compile(r"(?:<image[_\d]*>(?:\W*(?:and|or|vs)?\s*|\s*\n\(?[A-Z][.):：、]?\s*))+")
@@ -260,7 +282,7 @@ def _permute(x: Sample, sigma: tuple) -> Sample:
         if n - x.stem > len(LETTERS) or choices and not (
                 len(choices) == n - x.stem and all(option.startswith("<image") for option in choices.values())):
             raise Refused("the options are not the images after the stem")
-        if answer not in LETTERS[:n - x.stem] or re.search(rf"(?i)(?:{NOUN}|option|choice|candidate|answer) \(?[A-H]\b", text):
+        if answer not in LETTERS[:n - x.stem] or LETTER.search(text):
             raise Refused("the answer is no letter of an image, or the question names a letter")
         answer = LETTERS[q[LETTERS.index(answer) + x.stem] - x.stem]
     elif answer not in choices:  # else its option was renamed, and the letter stays: S = 1
@@ -361,7 +383,7 @@ def load(path, check_images: bool = True, absolute: bool = True) -> list[Sample]
             if x.id in seen:
                 raise DataError(f"id: {x.id!r} is already in {seen[x.id].where}")
         except ValueError as error:  # of json and encode, too
-            raise DataError(f"{path.name}:{number}: {'' if type(error) is DataError else 'no JSON: '}{error}") from None
+            raise DataError(f"{path.name}:{number}: {'no JSON: ' * isinstance(error, json.JSONDecodeError)}{error}") from None
         images = tuple(str(path.parent / name) for name in x.images) if absolute else x.images
         seen[x.id] = replace(x, images=images, where=f"{path.name}:{number}")
     return list(seen.values())

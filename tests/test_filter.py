@@ -98,6 +98,8 @@ def test_scores_of_other_settings_and_torn_lines_do_not_count(tmp_path):
     for change in ({"answer": "8"}, {"question": "<image> Which?"}, {"images": ("z.png",)}):  # an edited question is asked again
         assert read_scores(tmp_path / "s", [dataclasses.replace(samples[0], **change)], {"seed": 0}) == {}
     assert read_scores(tmp_path / "s", [dataclasses.replace(samples[0], images=("elsewhere/a.png",))], {"seed": 0}) == {"a": 0.5}
+    orders = [dataclasses.replace(samples[0], images=images) for images in (("u/1.png", "v/1.png"), ("v/1.png", "u/1.png"))]
+    assert digest(orders[0]) != digest(orders[1])
     (tmp_path / "s").write_text('{"id"')  # killed in its very first line
     mend(tmp_path / "s")
     mend(tmp_path / "none")

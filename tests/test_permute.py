@@ -294,6 +294,7 @@ def test_load(tmp_path):
     (GOOD | {"order": "index", "question": "<image> <image> which?", "answer": "a dog"}, "answer: 'a dog'"),
     (GOOD | {"order": "sequence", "question": "<image> <image> order?", "answer": "1,3"}, "answer: '1,3'"),
     (GOOD | {"order": "sequence", "question": "<image> <image> order?", "answer": "first a dog"}, "answer: 'first a dog'"),
+    (GOOD | {"question": "<image> <image> \ud83d"}, "surrogates not allowed"), ('{"id": ' + "9" * 5000 + "}", "digits"),
 ])
 def test_bad_lines_get_one_sentence(tmp_path, row, field):
     with pytest.raises(DataError) as error:

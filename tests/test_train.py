@@ -184,7 +184,20 @@ def test_bad_set_ups(digits, tmp_path):
     for flag in ("--prompts", "--updates", "--rollouts", "--micro-batch", "--epochs", "--steps", "--save-every", "--eval-every"):
         refuses(["0: must be at least 1"], *model, *data, flag, "0")
     refuses(["--temperature 0.0: must be"], *model, *data, "--temperature", "0")
+    for flag in ("--max-tokens", "--max-pixels"):
+        refuses([f"{flag} 0", "must be at least 1"], *model, *data, flag, "0")
     refuses(["--n-s -1: must be"], *model, *data, "--n-s", "-1")
+    refuses(["--lr nan: must be"], *model, *data, "--lr", "nan")
+    refuses(["--out", "is a file"], *model, *data, "--out", tmp_path / "empty.jsonl")
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")  # of a run that was killed before its first checkpoint: nothing to go on with
+    flags = [str(f) for f in (*model, *data, "--out", run)]
+    check(parse_args([*flags, "--resume"]), load(digits / "train.jsonl"), 1)
+    (run / "step-000020").mkdir()
+    refuses(["holds a run already"], *flags)
+    refuses(["--resume with another model: None became"], *flags, "--resume")
 
 
 def test_a_mistake_ends_in_one_sentence(digits, tmp_path):

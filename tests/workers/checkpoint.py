@@ -45,6 +45,8 @@ def rank_main(rank: int, port: int, disk_full: bool) -> None:
     _, world, device = join_torchrun()
     processor, _ = load_processor(str(base / "base"), 784)
     policy = build_policy(str(base / "base"), device, init_device_mesh(device.type, (world,)), trained=True)
+    # As some models on the hub have it. transformers loads it, calls it invalid, and would not save it.
+    policy.model.generation_config.do_sample, policy.model.generation_config.temperature = False, 0.1
     with torch.no_grad():
         for p in policy.parameters():
             p.zero_()
