@@ -358,17 +358,20 @@ def build(out, seed=0, warmup=True) -> None:
     (out / ".stamp").write_text(stamp)
 
 
-def example(rank):
-    """The arguments with which train.py trains this task, built by rank 0 if it is not there. The other ranks wait."""
-    root = Path(__file__).resolve().parents[1]
-    out = root / "runs" / "digits"
+def example(rank, resume=False):
+    """The arguments with which train.py trains this task, built by rank 0 if it is not there. The other ranks wait. A run goes to
+    runs/example-1, the next to runs/example-2 and so on; `resume` names the last one."""
+    runs = Path(__file__).resolve().parents[1] / "runs"
+    out, k = runs / "digits", 1
+    while (runs / f"example-{k}").exists():
+        k += 1
     if rank == 0:
         print("No --model and --data: training the embedded digits task. The paper's run: torchrun --nproc_per_node 8 "
               "perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct --data TRAIN.jsonl --out RUN", flush=True)
         alone = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}  # all cores, for once
         subprocess.run([sys.executable, __file__, "--out", out], env=alone, check=True)
     torch.distributed.barrier()
-    return TRAIN | {"model": str(out / "base"), "data": str(out / "train.jsonl"), "out": str(root / "runs" / "example")}
+    return TRAIN | {"model": str(out / "base"), "data": str(out / "train.jsonl"), "out": str(runs / f"example-{max(1, k - resume)}")}
 
 
 if __name__ == "__main__":

@@ -127,8 +127,7 @@ def prepare(args, samples: Sequence[Sample]):
             raise DataError(f"{sample.where}: question: its prompt has {length} tokens, the limit is {limit} (--max-prompt "
                             f"{args.max_prompt}; the model's context of {context} must also hold --max-tokens {args.max_tokens})")
         longest = max(longest, length)
-    most = max(len(x.images) for x in samples)
-    return processor, (args.model, longest, args.max_tokens, most, images.size, args.gpu_memory)
+    return processor, (args.model, longest, args.max_tokens, max(len(x.images) for x in samples), images.size, args.gpu_memory)
 
 def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
     """Prompts of `samples`. A picture that occurs in several of them (both orders of a question share all) is read once."""
@@ -187,11 +186,10 @@ class Engine:
         same = dict(n=n, temperature=temperature, top_p=1.0, top_k=0, max_tokens=self.max_tokens, logprobs=0,
                     flat_logprobs=True, logit_bias={i: -100.0 for i in self.banned})
         params = [SamplingParams(seed=seed, **same) for seed in seeds]
-        pictures = [{"image": [image.pil for image in p.images]} for p in prompts]
         for p in prompts:
             if len(p.ids) > self.max_prompt:
                 raise RuntimeError(f"{p.sample.id}: permuted, its prompt has {len(p.ids)} tokens, more than {self.max_prompt} (SLACK)")
-        asks = [{"prompt_token_ids": list(p.text_ids), "multi_modal_data": m} for p, m in zip(prompts, pictures)]
+        asks = [{"prompt_token_ids": list(p.text_ids), "multi_modal_data": {"image": [i.pil for i in p.images]}} for p in prompts]
         outputs = self.llm.generate(asks, params, use_tqdm=False)
         for p, output in zip(prompts, outputs, strict=True):
             if (read := list(output.prompt_token_ids)) != p.ids.tolist():

@@ -32,7 +32,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -140,15 +139,13 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
     tied = hf.get_input_embeddings().weight is hf.lm_head.weight
     policy = Policy(hf).train(trained).requires_grad_(trained)
     whole = policy.state_dict() if reads else {}
-    bf16 = torch.bfloat16 if cuda else None
-    precision = MixedPrecisionPolicy(param_dtype=bf16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    shard, text = partial(fully_shard, mesh=mesh, mp_policy=precision), hf.model.language_model
-    for layer in [*text.layers, *hf.model.visual.blocks]:
-        shard(layer)
-    if not tied:  # else one parameter is both, and can't live in two groups
-        shard(text.embed_tokens)
-    shard([text.embed_tokens][:tied] + [text.norm, hf.lm_head], reshard_after_forward=False)
-    shard(policy)
+    precision = MixedPrecisionPolicy(torch.bfloat16 if cuda else None, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    how, text = dict(mesh=mesh, mp_policy=precision), hf.model.language_model
+    for layer in [*text.layers, *hf.model.visual.blocks, *[text.embed_tokens][tied:]]:
+        fully_shard(layer, **how)
+    # Tied, one parameter is embedding and head, and can't live in two groups.
+    fully_shard([text.embed_tokens][:tied] + [text.norm, hf.lm_head], reshard_after_forward=False, **how)
+    fully_shard(policy, **how)
     set_model_state_dict(policy, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
     hf.tie_weights()  # what was on the meta device has been replaced, parameter by parameter
     return policy
@@ -378,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rank, world, device = join_torchrun()
     if not args.model and not args.data:
         from data.digits import example
-        args = parse_args(argv, example(rank))
+        args = parse_args(argv, example(rank, args.resume))
     elif not (args.model and args.data):
         raise DataError("--model and --data belong together; with neither, the embedded digits task is trained")
     check(args, samples := load(args.data), world)
@@ -403,7 +400,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         times, alpha_t = [time.perf_counter()], alpha(step, total, args.alpha_0)
         questions = share_of_rank(questions_of(samples, step, args), rank, world, args.updates)
         groups = sample_groups(engine, processor, questions, step, alpha_t, args)
-        hits = engine.hits
         engine.sleep()
         times.append(time.perf_counter())
         ref = logps_of(reference, groups, args) if reference else None
@@ -415,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         engine.sync(full_weights(policy, dtype))  # theta_old <- theta
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what it freed in pieces, more with every step
         times.append(time.perf_counter())
-        metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned | hits
+        metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned | engine.hits
         metrics["tokens_per_second"] = metrics.pop("tokens") / (times[-1] - times[0])
         phases = ("sampling", "reference", "update", "sync")
         metrics |= {f"seconds_{phase}": end - start for phase, start, end in zip(phases, times, times[1:])}
