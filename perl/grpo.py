@@ -44,6 +44,8 @@ _NOUN = r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
 _INDEX = re.compile(rf"^(?:the |第 ?)?(?:{_NOUN} ?)?(?:#|no\.|number)? ?[(\[]?([0-9]{{1,3}}|{'|'.join(_NUMBER)}|{_SIDES})"
                     rf"(?:st|nd|rd|th)?[)\]]? ?[张幅个]? ?(?:{_NOUN}|one)?$")
 _TUPLE = re.compile(r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)|.*")    # (bracket, elements, bracket)
+_RUN = re.compile(r"^[(\[]?(?:[A-H]{2,}|[A-H](?: ?[ /-] ?[A-H])+|\d(?: \d)+|\d(?:/\d){2,}|\d+(?: ?- ?\d+)+|(?:\(\w\)-?){2,})"
+                  r"[)\]]?$")                 # BA, B A, (B)(A), B-A: B,A. So 3-1, a score or an order, is no difference
 _SPLIT = re.compile(r"(?:(?<=\d),? ?and (?:(?i:image|picture|photo) )?(?=\d)|(?<=[\d张图])[和与](?=[\d第图])| ?[,;>] ?)"
                     r"(?![^(\[]*[)\]])")         # outside inner brackets
 _QUANTITY = re.compile(r"(?:([a-zA-Z]) ?= ?)?(.*?) ?"        # x = 5 cm: (name, term, unit)
@@ -104,14 +106,13 @@ def _plain(text: str) -> str:
     text = re.sub(r"(?<=[a-z]) ?\^\{([23])\}(?![0-9])", r"^\1", re.sub(r"\\%| percent\b", "%", text))           # cm^{2}
     text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
     text = re.sub(r"(?<![\d.,(\[])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda n: n[0].replace(",", ""), text)
-    text = re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
-    return re.sub(r"^(?:[A-H]{2,}|[A-H](?:[ /-][A-H])+|\d(?: \d)+|\d(?:/\d){2,}|\d+(?:-\d+)+|(?:\(\w\)-?){2,})$",
-                  lambda run: ",".join(re.findall(r"\d+|[A-Za-z]", run[0])), text)    # BA, B A, (B)(A), B-A: B,A. 3-1 is a score
+    return re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
 
 def _same(box: str, gold: str) -> bool:
     r"""Equal as text (yes is true, `Image 2` and `the second image` are 2), as orders and tuples, or as quantities.
     A dropped unit is forgiven, another unit is not. 50% is 0.5, and 50 with its sign dropped; not so up to 1."""
     box, gold = (re.sub(rf"(?i)^{_NOUN}s ", "", side) for side in (box, gold))                  # Images 1 and 3
+    box, gold = (_RUN.sub(lambda run: ",".join(re.findall(r"\d+|[A-Za-z]", run[0])), side) for side in (box, gold))
     texts = [_INDEX.sub(r"\1", re.sub(r" ?([-=+*/<>(){}|,:]) ?", r"\1", side).casefold()) for side in (box, gold)]
     if len({_NAME.get(text, text) for text in texts}) == 1:
         return gold != ""

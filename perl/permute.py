@@ -113,7 +113,7 @@ AFTER = re.compile(  # what may follow "image 2", but no count of things
 TOKEN = (rf"(?:(?<![a-z])(?!(?:and|or|vs|the)\b)(?:{EDGE}|[a-z]+ to last|[a-z]+-hand|[a-z]+|\d+[a-z]*)|最后一|倒数第."
          r"|[左右][边侧]|中间|[①-⑥一二三四五六七八九十甲乙丙丁左右中首末])")
 WORD, JOIN, SET = re.compile(rf"{TOKEN}(?:{TO}{TOKEN})?", re.I), re.compile(TO, re.I), re.compile(rf"{EDGE}|.+?{TO}.+")
-ONE_OF_SOME = re.compile(r" (?:with|that|which|where|showing|containing|depicting|having|in which)\b")  # "the second with a dog"
+ONE_OF_SOME = re.compile(r" (?:with(?! respect)|that|which|where|showing|containing|depicting|having|in which)\b")  # "the second with a dog"
 IN_ORDER = re.compile(r"respectively|increas|decreas|grow|bigger|trend|rotat|evol|mov(?:e|ing)|\bfrom .* to |分别|[增减从由移]")
 ONE_IMAGE = re.compile(rf"\b(?:each|every|both|an?|one|either) {NOUN}")
 

@@ -252,15 +252,14 @@ def join_torchrun() -> tuple[int, int, torch.device]:
 def run(main: Callable[[], None]) -> None:
     """A script's last line: run `main`; a user's mistake (DataError) ends in one sentence on stderr and exit code 1. Every
     rank finds the same mistake; rank 0 says it while the others wait for torchrun to end them."""
-    code = None
     try:
         main()
         if dist.is_initialized():  # no engine was built, or it left the group alone
             dist.barrier()
     except DataError as error:
-        code = f"{Path(sys.argv[0]).name}: {error}"
         if os.environ.get("RANK", "0") != "0":  # rank 0 says it, and torchrun ends the others; else this rank alone found it
             time.sleep(10)
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # in good order gloo now and then aborts the interpreter, with another code
     if dist.is_initialized() and "vllm" not in sys.modules:  # an engine that is still up ends the group when Python exits
         dist.destroy_process_group()
-    sys.exit(code)
