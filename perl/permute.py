@@ -166,7 +166,7 @@ REFUSE = [(reason, re.compile(pattern, re.M)) for reason, pattern in (
     (TIME, r"\b(?:videos?|(?:first|last|second|next|following|these) frames?|frames? ?#?\d|(?:a|the|this) story|comic|sequen\w+"
      r"|chronolog\w+|timeline|time-?lapse|over time|no longer|consecutive|success\w+|happen\w*|comes? next|before|after|earlier"
      r"|later|then|changed?|missing|in (?:\w+ )?order|disappear\w*)\b"
-     r"|先后|依次|顺序|变化|步|接下来|随后|之后|之前|故事|视频|帧"),
+     r"|先后|依次|顺序|变化|(?<![跑散])步|接下来|随后|之后|之前|故事|视频|帧"),
     ("several turns", r"^\s*(?:user|human|assistant|gpt|用户|助手) ?[:：]|<\|(?!@)|^\s*(?:q|question|example) ?[2-9] ?[:.]"
      r"|(?s:\bq(?:uestion)? ?:.*\bq(?:uestion)? ?:)"),
     (POINT, rf"{IMAGE},? (?:\w+ )?(?:between|next to|beside) @|@,? (?:counting )?from (?:the )?(?:right|bottom|end|back|last)"
@@ -176,8 +176,8 @@ REFUSE = [(reason, re.compile(pattern, re.M)) for reason, pattern in (
      rf"|\b(?:half|row|column) of (?:the )?(?:image|picture|photo)s|(?<![a-z])[a-h甲乙丙丁\d]号?图(?![书形案表纸画])"
      r"|\A[^@]*(?:\brespectively\b|分别)[^@]*\Z"),
     (POINT, r"\b(?:previous|preceding|prior|subsequent|adjacent|former|latter|next to last)\b|[这那前后上下][一两二三四]?[张幅]"
-     rf"|\b(?:this|that|next|following|above|below) (?:\w+ )?{IMAGE}|{IMAGE} (?:above|below|following|to the)\b"
-     r"|[前后]者|第.个[？是有和]|[上下][面边]?的?图"),
+     rf"|\b(?:this|that|next|following(?! (?:image|picture|photo)s)|above|below) (?:\w+ )?{IMAGE}|{IMAGE} (?:above|below|following|to the)\b"
+     r"|[前后]者|第.个[？是有和]|(?<!以)[上下][面边]?的?图"),
     (PART, rf"(?:@|\b{IMAGE})(?:[ #_,.$(]{{0,3}}\d(?! ?[kmg]b)| (?:[b-h]|[ivx]+|{COUNT})\b"
      r"| (?:of )?(?:label|mark|number|named|lucky|no\.)"
      r"| (?:in|of|from|on) (?:the |an? )?(?:\w+ )?(?:row|column|page|series|middle|center|centre))|from @ to"

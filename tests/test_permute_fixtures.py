@@ -165,6 +165,10 @@ EXACT = [
     (R, "两张图中都出现的是哪个数字？\nA. 1\nB. 2", "A", (1, 0), "=", "A"),
     (R, "第一张图中骰子朝上的是哪个数字？\nA. 1\nB. 2", "B", (1, 0), "第二张图中骰子朝上的是哪个数字？\nA. 1\nB. 2", "B"),
     (R, "图1的钟面上时针指向哪个数？", "2", (2, 0, 1), "图2的钟面上时针指向哪个数？", "2"),
+    # --- words that only look like pointing, or like a step
+    (X, "Which of the following images shows a cat?", "Image 2", (1, 2, 0), "=", "Image 1"),
+    (V, "以下图片中共有几只猫？", "3", (1, 0), "=", "3"),
+    (R, "图2中的人在做什么？", "跑步", (1, 0), "图1中的人在做什么？", "跑步"),
 ]
 
 # texts that hold a look-alike and nothing to rewrite: must come back as they are
@@ -184,6 +188,7 @@ LOOK_ALIKE = [
 
 # could be said, in a way that is not offered: kind, question, answer, order
 GIVEN_UP = [
+    (R, "The following image shows a dog.", "x", (1, 0)),
     (R, "Diagram 3 and chart 1 agree.", "x", (2, 0, 1)),               # two counts, or one?
     (R, "Do images 2 through 4 match?", "x", (1, 0, 2, 3)),            # "images 1, 2 and 3" could not be undone
     (R, "The first two images match.", "x", (0, 2, 1, 3)),
