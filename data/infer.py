@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from perl.permute import DataError, Refused, Sample, load, options, permute
+from perl.permute import WHICH_HAN, DataError, Refused, Sample, load, options, permute
 
 # "both images", "each picture", "how many of the photos": the text speaks of the images as a set
 SET = re.compile(
@@ -31,7 +31,7 @@ SET = re.compile(
 )
 ASKS = re.compile(  # in a text that speaks of images, "which figure" may ask for a digit
     r"(?i)\b(?:which|what)\b[^.?!\n]{0,30}\b(?:(?:image|picture|photo(?:graph)?)s?\b|(?:figure|panel|diagram)s?\b(?!(?s:.*)\bimage))"
-    r"|哪[一几]?(?:[张幅]|个?图|个(?=[有是更最中里与和？?]))")
+    rf"|{WHICH_HAN}")
 # of a difference, the answer may go from one image to the other without naming them; what it says must be short and plain
 DIRECTED = re.compile(
     r"(?i)differ|compar|between|chang|edit|transform|\badd|remov|appear|increas|decreas|区别|不同|变|增|减"

@@ -28,7 +28,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.grpo import accuracy
 from perl.permute import DataError, Sample, load, options
-from perl.rollout import Engine, add_engine_arguments, encode, join_torchrun, prepare, run, seed_for
+from perl.rollout import Engine, add_engine_arguments, at_least, encode, join_torchrun, prepare, run, seed_for
 
 # Fig. 3b, per cent of questions kept at mean accuracy 0, 0.1, .. 1, read off the figure (+-0.3).
 PAPER_AFTER = (12.0, 10.8, 11.5, 12.1, 14.9, 17.4, 6.2, 4.7, 3.8, 2.9, 3.3)
@@ -128,8 +128,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_engine_arguments(p)
     args, (rank, world, _) = p.parse_args(argv), join_torchrun()
     samples = load(args.data)
-    if args.rollouts < 1:
-        raise DataError(f"--rollouts {args.rollouts}: must be at least 1")
+    at_least(args, rollouts=1)
     try:
         target = json.loads(Path(args.target).read_text()) if args.target else PAPER_AFTER
         if not (len(target) == 11 and min(target) >= 0 < sum(target) < float("inf")):

@@ -222,8 +222,9 @@ def _leftover(masked: str, n: int, order: str) -> str:
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 LETTER = re.compile(rf"(?i:(?:{NOUN}|(?:option|choice|candidate|answer)s?) \(?[A-H]\b)|(?<![(\n\w])[B-H]\b(?![.):．：、])"
                     r"|\b(?:as|to|of|than|and|or|like|with) A(?! \w*[a-z]\b)")  # a letter that a question names
+WHICH_HAN = "哪[一几]?(?:[张幅]|个?图|个(?=[有是更最中里与和？?]))"  # no 哪个数字
 WHICH = re.compile(r"(?i)\bwhich(?: of)?(?: the| these| two| three| other)* (?:image|picture|photo)(?! (?:caption|title|number))"
-                   rf"|\A(?!(?s:.*)\b{NOUN})(?s:.*)\bwhich (?:figure|panel)|哪[一几]?(?:[张幅]|个?图|个(?=[有是更最中里与和？?]))")
+                   rf"|\A(?!(?s:.*)\b{NOUN})(?s:.*)\bwhich (?:figure|panel)|{WHICH_HAN}")
 MARK = re.compile(r"(?:^[ \t]*(?:\(([A-Z])\)|([A-Z])[.):．：、])|(?<=\s)\(([A-Z])\)(?=[ \t]))[ \t]*(?=\S)", re.M)
 LEAD = re.compile(r"(?:^|[.?!。？！>]|(?i:images|pictures|photos|options)\W*|图片?\W*)\s*(?:\n\(?[A-Z][.):：、]?\s*)?$")
 ROW_OF_IMAGES = re.compile(r"(?:<image[_\d]*>(?:\W*(?:and|or|vs)?\s*|\s*\n\(?[A-Z][.):：、]?\s*))+")

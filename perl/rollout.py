@@ -112,8 +112,7 @@ def reading(sample: Sample, path: str) -> Iterator[None]:
 def prepare(args, samples: Sequence[Sample]):
     """The processor, and the arguments of an Engine that holds the prompts of `samples`; reads only the headers of images.
     Raises DataError for an unreadable image, and for a prompt over --max-prompt or too long for the model's context."""
-    if min(args.max_tokens, args.max_pixels) < 1:
-        raise DataError(f"--max-tokens {args.max_tokens}, --max-pixels {args.max_pixels}: both must be at least 1")
+    at_least(args, max_tokens=1, max_pixels=1)
     processor, context = load_processor(args.model, args.max_pixels)
     limit, images, longest = min(args.max_prompt, context - args.max_tokens - SLACK), processor.image_processor, 0
     pixels = {"min_pixels": images.size["shortest_edge"], "max_pixels": images.size["longest_edge"]}
@@ -235,6 +234,12 @@ def add_engine_arguments(p: argparse.ArgumentParser, gpu_memory: float = 0.9) ->
     p.add_argument("--max-tokens", type=int, default=2048)  # paper: appendix, tokens a response
     p.add_argument("--max-pixels", type=int, default=512 * 512)  # release, pixels an image
     p.add_argument("--gpu-memory", type=float, default=gpu_memory)  # ours: vLLM's share of a GPU
+
+def at_least(args, **least: float) -> None:
+    """Raises DataError where a flag that was given is below its least value, or NaN."""
+    for name, bound in least.items():
+        if (value := getattr(args, name)) is not None and not value >= bound:
+            raise DataError(f"--{name.replace('_', '-')} {value}: must be at least {bound}")
 
 def join_torchrun() -> tuple[int, int, torch.device]:
     """Join the process group torchrun describes; without torchrun, be a group of one. Returns rank, world size, device."""

@@ -49,7 +49,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.grpo import Policy, Row, accuracy, advantages, format_ok, grpo_loss, rollout_mean, shaped
 from perl.permute import Copy, DataError, Sample, alpha, copies, load, options
-from perl.rollout import Engine, Rollout, add_engine_arguments, encode, join_torchrun, prepare, run, seed_for
+from perl.rollout import Engine, Rollout, add_engine_arguments, at_least, encode, join_torchrun, prepare, run, seed_for
 
 def parse_args(argv: Sequence[str] | None = None, defaults: dict | None = None) -> argparse.Namespace:
     """Every default is the paper's (section 4.1 and appendix), or the release's where the paper is silent, or named ours."""
@@ -352,19 +352,18 @@ class Log:
 
 def check(args, samples: Sequence[Sample], world: int) -> None:
     """Raises DataError when a step's questions can't be drawn or shared out."""
-    counts = dict.fromkeys(("prompts", "updates", "n", "micro_batch", "epochs", "steps", "save_every", "eval_every"), 1)
-    for name, least in (counts | {"n_s": 0, "lr": 0, "beta": 0, "temperature": 0.01}).items():
-        if (value := getattr(args, name)) is not None and not value >= least:  # not: NaN is none, either
-            raise DataError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+    at_least(args, prompts=1, updates=1, n=1, micro_batch=1, epochs=1, steps=1, save_every=1, eval_every=1,
+             n_s=0, lr=0, beta=0, temperature=0.01)
     if args.prompts % (parts := args.updates * world):
         raise DataError(f"--prompts {args.prompts} is no multiple of {parts}: --updates {args.updates} on {world} ranks")
     if len(samples) < args.prompts:
         raise DataError(f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} of one step (--prompts)")
-    if not args.resume and checkpoints(Path(args.out)):
+    out, found = Path(args.out), checkpoints(Path(args.out))
+    if found and not args.resume:
         raise DataError(f"--out {args.out}: it holds a run already; --resume goes on with it, another --out starts anew")
-    if Path(args.out).is_file():
+    if out.is_file():
         raise DataError(f"--out {args.out}: it is a file, no folder")
-    if args.resume and checkpoints(Path(args.out)) and (config := Path(args.out) / "config.json").exists():
+    if found and (config := out / "config.json").exists():
         before = json.loads(config.read_text())
         for name in ("model", "data", "seed", "prompts", "updates", "n_s", "n", "lr"):
             if before.get(name) != getattr(args, name):
