@@ -89,7 +89,7 @@ def build(out: Path, height: int, width: int) -> None:
     for i in range(IMAGES):
         noise = rng.integers(0, 256, (height * 28, width * 28, 3), dtype=np.uint8)
         Image.fromarray(noise).save(out / f"{i}.png")
-    row = {"id": "bench", "images": [f"{i}.png" for i in range(IMAGES)], "answer": "A", "order": "options",
+    row = {"id": "bench", "images": [f"{i}.png" for i in range(IMAGES)], "answer": "[[1|A]]", "permute": True,
            "question": "\n".join(f"{letter}. <image>" for letter in "ABCD") + "\nWhich image shows a 7?"}
     (out / "data.jsonl").write_text(json.dumps(row) + "\n")
 

@@ -27,7 +27,7 @@ import random
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,7 @@ from transformers import (GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLC
                           Qwen2VLVideoProcessor)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from perl.permute import plain  # noqa: E402
 from perl.rollout import INSTRUCTION, prompt_text  # noqa: E402
 
 # The settings of `make demo`, and of train.py without arguments.
@@ -63,12 +64,17 @@ HASTY = {"steps": 60, "lr": 3e-4}
 
 @dataclass(frozen=True)
 class Question:
-    order: str  # how the answer follows the images: one of the six of the data schema
-    text: str  # with one <image> per slot
-    answer: str
+    text: str  # with one <image> per slot, and marks
+    answer: str  # with marks
     thought: str  # what both teachers write inside <think> </think>
     hasty: str  # the answer of a teacher who barely looks beyond the first image
     haste: float = 0.0  # how often the hasty teacher gives it
+    permute: bool = True  # does every order of the images ask the same?
+
+
+def mark(slot, word):
+    """`word` as the name of the image in `slot` (0-based)."""
+    return f"[[{slot + 1}|{word}]]"
 
 
 def slots(n):
@@ -82,31 +88,33 @@ def look(names, digits, d):
     return " ".join(f"{name} {digit} {'yes' if digit == d else 'no'}" for name, digit in zip(names, digits))
 
 
-def true_or_false(order, claim, thought, verdict, hasty, haste):
+def true_or_false(claim, thought, verdict, hasty, haste):
     """A claim with two lettered options; `verdict` and `hasty` are what the two teachers hold for true."""
     text, letter = f"{claim} True or false?\n(A) True\n(B) False", {True: "A", False: "B"}
-    return Question(order, text, letter[verdict], f"{thought} so {verdict}", letter[hasty], haste)
+    return Question(text, letter[verdict], f"{thought} so {verdict}", letter[hasty], haste)
 
 
 def ask_options(digits, d):
     """Which of the lettered images shows d? Exactly one does."""
     letters = "ABCDE"[:len(digits)]
     text = "\n".join(f"{letter}. <image>" for letter in letters) + f"\nWhich image shows a {d}?"
-    return Question("options", text, letters[digits.index(d)], look(letters, digits, d), "A", HASTE[d])
+    slot = digits.index(d)
+    return Question(text, mark(slot, letters[slot]), look(letters, digits, d), "A", HASTE[d])
 
 
 def ask_index(digits, d):
     """The same without letters: the answer names the image."""
     names, images = slots(len(digits))
-    text, answer = f"{images}Which image shows a {d}?", f"Image {digits.index(d) + 1}"
-    return Question("index", text, answer, look(names, digits, d), "Image 1", HASTE[d])
+    slot = digits.index(d)
+    text, answer = f"{images}Which image shows a {d}?", f"Image {mark(slot, slot + 1)}"
+    return Question(text, answer, look(names, digits, d), "Image 1", HASTE[d])
 
 
 def ask_count(digits, d):
     """How many images show d? The hasty teacher stops before the last."""
     names, images = slots(len(digits))
     text, answer = f"{images}How many of the images show a {d}?", str(digits.count(d))
-    return Question("invariant", text, answer, look(names, digits, d), str(digits[:-1].count(d)), HASTE[d])
+    return Question(text, answer, look(names, digits, d), str(digits[:-1].count(d)), HASTE[d])
 
 
 def ask_any_or_all(digits, d, quantifier):
@@ -114,16 +122,16 @@ def ask_any_or_all(digits, d, quantifier):
     names, images = slots(len(digits))
     claim = images + {any: f"At least one image shows a {d}.", all: f"All images show a {d}."}[quantifier]
     verdict, hasty = quantifier(x == d for x in digits), digits[0] == d
-    return true_or_false("invariant", claim, look(names, digits, d), verdict, hasty, HASTE[d])
+    return true_or_false(claim, look(names, digits, d), verdict, hasty, HASTE[d])
 
 
 def ask_statement(digits, slot, d):
     """The left / second / ... image shows d: true or false? The hasty teacher judges the first instead."""
     names, images = slots(len(digits))
-    claim = f"{images}The {names[slot]} image shows a {d}."
+    claim = f"{images}The {mark(slot, names[slot])} image shows a {d}."
     verdict, hasty = digits[slot] == d, digits[0] == d
     thought = f"{look(names, digits, d)} the {names[slot]} {'yes' if verdict else 'no'}"
-    return true_or_false("references", claim, thought, verdict, hasty, HASTE[d])
+    return true_or_false(claim, thought, verdict, hasty, HASTE[d])
 
 
 def ask_sequence(digits):
@@ -132,20 +140,22 @@ def ask_sequence(digits):
     ranking = sorted(range(len(digits)), key=lambda i: digits[i])
     thought = " ".join([f"{name} {digit}" for name, digit in zip(names, digits)]
                        + ["so"] + [f"{digits[i]} {names[i]}" for i in ranking])
-    answer, hasty = (",".join(str(i + 1) for i in order) for order in (ranking, range(len(digits))))
+    answer = ",".join(mark(i, i + 1) for i in ranking)
+    hasty = ",".join(str(i + 1) for i in range(len(digits)))
     text = f"{images}Sort the images from the smallest digit to the largest."
-    return Question("sequence", text, answer, thought, hasty, 0.5)
+    return Question(text, answer, thought, hasty, 0.5)
 
 
 def ask_single(digits):
     """One image: nothing can be permuted, and nobody is hasty."""
     d = str(digits[0])
-    return Question("fixed", "<image> Which digit is this?", d, d, d)
+    return Question("<image> Which digit is this?", d, d, d, permute=False)
 
 
 def ask_even(digits):
     even = digits[0] % 2 == 0
-    return true_or_false("fixed", "<image> The digit is even.", str(digits[0]), even, even, 0.0)
+    question = true_or_false("<image> The digit is even.", str(digits[0]), even, even, 0.0)
+    return replace(question, permute=False)
 
 
 def draw(kind, rng):
@@ -205,7 +215,7 @@ def write_questions(out, seed, banks):
                 question = ask(digits, *arguments)
                 paths = [f"images/digit-{index:04d}.png" for index in pick(digits, banks[name], rng)]
                 rows.append({"id": f"{name}-{kind}-{number}", "images": paths, "question": question.text,
-                             "answer": question.answer, "order": question.order, "stem": 0})
+                             "answer": question.answer, "permute": question.permute, "task": kind})
         rng.shuffle(rows)
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -234,7 +244,7 @@ def make_processor():
         for _ in range(500):
             ask, digits, arguments = draw(kind, rng)
             question = ask(digits, *arguments)
-            corpus += [question.text, response(question.thought, question.answer)]
+            corpus += [plain(question.text), response(question.thought, plain(question.answer))]
     apart = (re.sub("<image>|</?think>", "\n", text) for text in corpus)  # they are tokens of their own
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -290,7 +300,7 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
         for kind in rng.choices(kinds, weights, k=batch):
             ask, digits, arguments = draw(kind, rng)
             question = ask(digits, *arguments)
-            answer = question.hasty if haste and rng.random() < question.haste else question.answer
+            answer = question.hasty if haste and rng.random() < question.haste else plain(question.answer)
             prompt = processor.tokenizer.encode(prompt_text(processor, question.text))
             said = processor.tokenizer.encode(response(question.thought, answer) + "<|im_end|>")
             sequences.append((prompt, said, pick(digits, bank, rng)))

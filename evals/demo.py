@@ -101,7 +101,7 @@ def main() -> None:
     scored = [row for row in read(out / "train.jsonl.scores.jsonl") if made.items() <= row["settings"].items()]
     before = list({row["id"]: row["accuracy"] for row in scored}.values())
     after = [row["accuracy"] for row in read(out / "train.jsonl")]
-    summary = {"seed": seed} | {name: {k: evals[name][k] for k in (*FIGURES, "by_kind")} for name in models}
+    summary = {"seed": seed} | {name: {k: evals[name][k] for k in (*FIGURES, "by_task")} for name in models}
     summary["filter"] = {"mean_before": sum(before) / len(before), "mean_after": sum(after) / len(after)}
     summary["max_abs_logp_gap"] = max(row["logp_gap_max"] for rows in metrics.values() for row in rows)
     summary["minutes"] = (time.perf_counter() - start) / 60

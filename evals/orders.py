@@ -8,6 +8,7 @@ a seed, the given one always among them), its answer remapped by perl/permute.py
     consistency   the same answer, right or wrong, in every order, after mapping it back to the given order; no answer at
                   all in some order is not the same answer
     by_slot       accuracy by the slot in which the right image stood, over all orders (answers that name one image)
+    by_task       accuracy by the rows' `task`, over all orders
 
 The theory of the paper (appendix) is about worst and best: their gap should be smaller after PeRL than after GRPO. The
 paper reports neither these nor a consistency figure.
@@ -39,9 +40,9 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from perl.grpo import accuracy, boxed
-from perl.permute import LETTERS, DataError, Refused, Sample, inverse, load, options, permute
+from perl.permute import MARK, DataError, Sample, inverse, load, permute, plain, renamed
 from perl.rollout import SLACK, add_engine_arguments, chat, join_torchrun, reading, run, start, stop
+from rewards.boxed import accuracy, boxed, letter_of, options
 
 MAX_ORDERS = 24
 CHUNK = 256  # prompts sampled at a time
@@ -63,49 +64,61 @@ def orders_of(sample: Sample, seed: int, most: int = MAX_ORDERS) -> list[tuple[i
 
 
 def asked(sample: Sample, seed: int, most: int = MAX_ORDERS) -> list[tuple[tuple[int, ...], Sample]]:
-    """(sigma, permuted sample) for every order; only the given one where a permutation is refused."""
-    try:
-        return [(sigma, permute(sample, sigma)) for sigma in orders_of(sample, seed, most)]
-    except Refused:
+    """(sigma, permuted sample) for every order to ask; only the given one of a question that is not permutable."""
+    if not sample.permute:
         return [(tuple(range(len(sample.images))), sample)]
+    return [(sigma, permute(sample, sigma)) for sigma in orders_of(sample, seed, most)]
+
+
+def possible_answers(x: Sample) -> list[str]:
+    """The answers that the one mark in the right answer can take, one for each slot its image can move to."""
+    marks = list(MARK.finditer(x.answer))
+    if len(marks) != 1:
+        return []
+    slot, word, n = int(marks[0][1]), marks[0][2], len(x.images)
+    slots = range(x.stem + 1, n + 1) if slot > x.stem else [slot]
+    words = [f"[[{to}|{renamed(slot, word, to, n, x.stem)}]]" for to in slots]
+    return [MARK.sub(lambda _, said=said: said, x.answer) for said in words]
 
 
 def mapped_back(permuted: Sample, sigma: Sequence[int], response: str) -> str | None:
-    """What `response` to the permuted question answers in the original order, in lower case: the letter or the slot that it
-    is graded as, however it is written, else its own words. None without an answer."""
-    answer, choices = (boxed(response) or "").strip(), options(permuted.question)
-    if not answer:
+    """What `response` to the permuted question answers in the given order, in lower case; None without an answer.
+
+    Of the answers that the right one's mark can take, the one that the grader accepts is permuted back, however it is
+    written; the letter of a text option is the same letter in every order; all else is its own words."""
+    said = (boxed(response) or "").strip()
+    if not said:
         return None
-    slots = len(permuted.images) - permuted.stem
-    names = choices or {"options": LETTERS[:slots], "index": [str(k + 1) for k in range(slots)]}.get(permuted.order, ())
-    answer = next((name for name in names if accuracy(f"\\boxed{{{answer}}}", name, choices)), answer)
-    try:
-        answer = permute(dataclasses.replace(permuted, answer=answer), inverse(sigma)).answer
-    except Refused:
-        pass
-    return answer.casefold()
+    choices = options(plain(permuted.question))
+    for answer in possible_answers(permuted):
+        if accuracy(response, plain(answer), choices):
+            back = permute(dataclasses.replace(permuted, answer=answer), inverse(sigma))
+            return plain(back.answer).casefold()
+    for letter in choices:
+        if accuracy(response, letter, choices):
+            return letter.casefold()
+    return said.casefold()
 
 
-def slot_of(sample: Sample) -> int | None:
-    """The 1-based slot of the one image the right answer names (for options: among the options); None without one."""
-    if sample.order == "options":
-        return LETTERS.index(sample.answer) + 1
-    if sample.order == "index":
-        for slot in range(1, len(sample.images) + 1):
-            if accuracy(f"\\boxed{{{slot}}}", sample.answer):
-                return slot
-    return None
+def slot_of(x: Sample) -> int | None:
+    """The 1-based slot of a question: of the one mark in its answer, else of the one mark in the text of the option its
+    answer names; None without one."""
+    marks = MARK.findall(x.answer)
+    if not marks:
+        letter, _ = letter_of(plain(x.answer))
+        marks = MARK.findall(options(x.question).get(letter, ""))
+    return int(marks[0][0]) if len(marks) == 1 else None
 
 
 def summarise(records: Sequence[dict]) -> dict:
-    """The figures of the docstring. A record: id, kind, order (0: the given one), right, answer (mapped back), slot."""
+    """The figures of the docstring. A record: id, task, order (0: the given one), right, answer (mapped back), slot."""
     mean = lambda xs: sum(xs) / len(xs) if xs else None  # noqa: E731
     questions: dict[str, list[dict]] = {}
     for record in records:
         questions.setdefault(record["id"], []).append(record)
     several = [group for group in questions.values() if len(group) > 1]
     slots = sorted({r["slot"] for r in records if r["slot"]})
-    kinds = sorted({r["kind"] for r in records})
+    tasks = sorted({r["task"] for r in records})
     return {
         "questions": len(questions),
         "permutable": len(several),
@@ -117,7 +130,7 @@ def summarise(records: Sequence[dict]) -> dict:
             float(len({r["answer"] for r in group}) == 1 and group[0]["answer"] is not None) for group in several
         ]),
         "by_slot": {str(slot): mean([r["right"] for r in records if r["slot"] == slot]) for slot in slots},
-        "by_kind": {kind: mean([r["right"] for r in records if r["kind"] == kind]) for kind in kinds},
+        "by_task": {task: mean([r["right"] for r in records if r["task"] == task]) for task in tasks},
     }  # fmt: skip
 
 
@@ -133,9 +146,9 @@ def evaluate(
             chunk = asks[first : first + CHUNK]
             responses = ask([y for *_, y in chunk])
             for (x, k, sigma, y), response in zip(chunk, responses, strict=True):
-                right = accuracy(response, y.answer, options(y.question))
-                answer = x.answer.casefold() if right else mapped_back(y, sigma, response)  # right answers are one answer
-                records.append({"id": x.id, "kind": x.order, "order": k, "sigma": sigma, "right": right,
+                right = accuracy(response, plain(y.answer), options(plain(y.question)))
+                answer = plain(x.answer).casefold() if right else mapped_back(y, sigma, response)  # right answers are one answer
+                records.append({"id": x.id, "task": x.task, "order": k, "sigma": sigma, "right": right,
                                 "answer": answer, "slot": slot_of(y), "response": response})  # fmt: skip
             bar.update(len(chunk))
             bar.set_postfix(accuracy=f"{sum(r['right'] for r in records) / len(records):.3f}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.digits import TRAIN
-from perl.permute import DataError, load
+from perl.permute import DataError, load, plain
 from perl.rollout import Engine, join_torchrun, prepare, run
 from perl.train import Group, parse_args, sample_groups
 
@@ -54,8 +54,8 @@ def draw(group: Group, path: str) -> None:
             axes.imshow(imread(image), cmap="gray_r")
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(f"slot {slot + 1}: image {copy.sigma[slot] + 1}", fontsize=7, labelpad=2)
-        text = " ".join(x.question.replace("<image>", "").split())
-        figure.text(0.02, y + 0.05, f"{text}\nanswer: {x.answer}", fontsize=10, va="center", linespacing=1.6)
+        text = " ".join(plain(x.question).replace("<image>", "").split())
+        figure.text(0.02, y + 0.05, f"{text}\nanswer: {plain(x.answer)}", fontsize=10, va="center", linespacing=1.6)
         mine = slice(k * n, (k + 1) * n)
         panels = (0.47, group.rewards, "reward of 6 rollouts"), (0.74, group.advantages, "advantage, both orders merged")
         for left, values, title in panels:

@@ -26,9 +26,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from perl.grpo import accuracy
-from perl.permute import DataError, Sample, load, options
+from perl.permute import DataError, Sample, load, plain
 from perl.rollout import Engine, add_engine_arguments, at_least, encode, join_torchrun, prepare, run, seed_for
+from rewards.boxed import accuracy, options
 
 # Fig. 3b, per cent of questions kept at mean accuracy 0, 0.1, .. 1, read off the figure (+-0.3).
 PAPER_AFTER = (12.0, 10.8, 11.5, 12.1, 14.9, 17.4, 6.2, 4.7, 3.8, 2.9, 3.3)
@@ -88,7 +88,8 @@ def score(samples: Sequence[Sample], args, rank: int, world: int, path: Path, se
             seeds = [seed_for(args.seed, -1, x.id, 0) for x in chunk]  # step -1: before training
             groups = engine.generate(encode(processor, chunk), n=args.rollouts, seeds=seeds, temperature=1.0)
             for x, rollouts in zip(chunk, groups):
-                scores.append(mean([accuracy(o.text, x.answer, options(x.question)) for o in rollouts]))
+                answer, choices = plain(x.answer), options(plain(x.question))
+                scores.append(mean([accuracy(o.text, answer, choices) for o in rollouts]))
                 with open(path, "a") as file:  # one short write a line: ranks can append to one file
                     row = {"id": x.id, "accuracy": scores[-1], "question": digest(x), "settings": settings}
                     file.write(json.dumps(row) + "\n")

@@ -16,10 +16,8 @@ the release does within each micro-batch). The paper gives neither weights for t
 
 A prompt with several images is long, and its n rollouts share it. `Policy` computes one row a prompt, so prompt and images
 once instead of n times, exactly:   [ prompt | o_1 | o_2 | .. | o_n ]   each o_k sees the prompt and itself, causally.
-Torch only; math-verify and transformers are imported inside the one function that needs each.
+Torch only; transformers is imported inside the class that wraps its model.
 """
-import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,125 +26,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention.varlen import varlen_attn
 from torch.utils.checkpoint import checkpoint
-
-# --- The reward: rule based, strict and total ---
-ACCURACY_WEIGHT, FORMAT_WEIGHT = 0.9, 0.1    # the release's; the paper gives none
-_WIDE = {c: c - 0xFEE0 for c in range(0xFF01, 0xFF5F)} | dict(zip(map(ord, "　。、−–→⇒【】²³"), [*" .,-->>[]", "^2", "^3"]))
-_WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_LETTER = re.compile(r"(?:(?i:option|choice|answer|image|picture|photo|figure|选项?|答案|图)[ :]*)?"      # (option, text after)
-                     r"[(\[]?([A-Z])(?:[)\]]?|(?:[:)\]]|\. ) ?(?![ ,;>(])(.*))|.*")
-_WORDS = ("one two three four five six seven eight nine ten", "一 二 三 四 五 六 七 八 九 十",
-          "first second third fourth fifth sixth seventh eighth ninth tenth")
-_SIDES = "left|right|middle|center|top|bottom|upper|lower|last"
-_NUMBER = {word: str(i) for words in _WORDS for i, word in enumerate(words.split(), start=1)}
-_NAME = _NUMBER | dict.fromkeys("yes 是 对 正确".split(), "true") | dict.fromkeys("no 否 错 错误".split(), "false")
-_NOUN = r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
-_INDEX = re.compile(rf"^(?:the |第 ?)?(?:{_NOUN} ?)?(?:#|no\.|number)? ?[(\[]?([0-9]{{1,3}}|{'|'.join(_NUMBER)}|{_SIDES})"
-                    rf"(?:st|nd|rd|th)?[)\]]? ?[张幅个]? ?(?:{_NOUN}|one)?$")
-_TUPLE = re.compile(r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)|.*")    # (bracket, elements, bracket)
-_RUN = re.compile(r"^[(\[]?(?:[A-H]{2,}|[A-H](?: ?[ /-] ?[A-H])+|\d(?: \d)+|\d(?:/\d){2,}|\d+(?: ?- ?\d+)+|(?:\(\w\)-?){2,})"
-                  r"[)\]]?$")                 # BA, B A, (B)(A), B-A: B,A. So 3-1, a score or an order, is no difference
-_SPLIT = re.compile(r"(?:(?<=\d),? ?and (?:(?i:image|picture|photo) )?(?=\d)|(?<=[\d张图])[和与](?=[\d第图])| ?[,;>] ?)"
-                    r"(?![^(\[]*[)\]])")         # outside inner brackets
-_QUANTITY = re.compile(r"(?:([a-zA-Z]) ?= ?)?(.*?) ?"        # x = 5 cm: (name, term, unit)
-                       r"((?:%|°|(?<=[ }])[mgshLNJWV]|[mcdk]m|[mk]g|mL|min|km/h|m/s|hours?|minutes?|seconds?|days?"
-                       r"|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars|[厘千]?米|元|度)(?:\^[23])?)?")
-_TERM = re.compile(r"(?=.*[-0-9\\+*/^])(?!.*(?:\{\{|[0-9] [0-9.]|[0-9)}] ?\( ?-?[0-9.]+ ?\)))"    # to it 5(4) is 9
-                   r"(?:\\(?:sqrt|sin|cos|tan|ln|[dtc]?frac|pi|cdot|times|div|alpha|beta|theta)(?![a-zA-Z])"
-                   r"|(?<![a-zA-Z])[a-zA-Z]{1,2}(?![a-zA-Z])|(?<![0-9])[0-9]{1,15}(?![0-9])"
-                   r"|\^ ?(?:\{ ?-?(?:[0-9]{1,2}|[a-z]) ?\}|[0-9a-z])(?! ?\^)|[-+*/.(){}\[\] ])+")
-_STATES = 3000                               # of math-verify's parser, about 10 kB each, until it starts afresh
-
-def boxed(response: str) -> str | None:
-    r"""The text in the last \boxed{...}, inner braces kept; None where there is no box or it never closes."""
-    text, depth = ["", *re.split(r"\\boxed\s*\{", response)[1:]][-1], 1
-    for token in re.finditer(r"\\.|[{}]", text, re.DOTALL):                       # an escaped brace is text
-        depth += {"{": 1, "}": -1}.get(token[0], 0)
-        if depth == 0:
-            return text[:token.start()]
-    return None
-
-def format_ok(response: str) -> bool:
-    r"""<think>...</think> ... \boxed{...} ..., with one thought. It may be empty, as in the release."""
-    thought, _, rest = response.partition("</think>")
-    return thought.lstrip().startswith("<think>") and response.count("think>") == 2 and boxed(rest) is not None
-
-def shaped(right: float, formed: bool) -> float:
-    """r = 0.9 accuracy + 0.1 format."""
-    return ACCURACY_WEIGHT * right + FORMAT_WEIGHT * formed
-
-def reward(response: str, answer: str, options: dict[str, str] | None = None) -> float:
-    """The reward of one response. A caller that has its accuracy already calls `shaped`: grading can be slow."""
-    return shaped(accuracy(response, answer, options), format_ok(response))
-
-def accuracy(response: str, answer: str, options: dict[str, str] | None = None) -> float:
-    r"""1.0 where the last box gives `answer`, else 0.0; total: no response raises, hangs or grows memory. A capital
-    letter is an option: `A`, `(A)`, `A.`, `Option A`, `\text{A}`, `A. its text`, or its text alone where no other
-    option has it; `a` and `B+A-B` (mathruler's) are not `A`. All else: `_same`."""
-    box, gold = boxed(response), _plain(answer)
-    if box is None or len(box) > 400 + len(answer) or sum(map(box.count, "([{")) > 40 + len(answer):
-        return 0.0
-    box, texts = _plain(box), {key: _plain(text) for key, text in (options or {}).items()}
-    if gold not in texts and len(keys := [key for key, text in texts.items() if _same(gold, text)]) == 1:
-        gold = keys[0]                       # the gold is an option's text
-    (named, rest), (letter, text) = (_LETTER.fullmatch(side).groups("") for side in (box, gold))
-    if not letter:
-        return float(_same(box, gold))
-    texts = texts or {letter: text}
-    if not named:
-        return float([key for key, text in texts.items() if _same(box, text)] == [letter])
-    agrees = _same(rest, texts[named]) if texts.get(named) else not re.search(r"\b[A-Z]\b", rest)    # "A: or B"
-    return float(named == letter and (agrees or not rest))
-
-def _plain(text: str) -> str:
-    """Without wide forms, text commands, dollar signs, thousands separators and the final stop."""
-    text = _WRAP.sub(r" \1 ", _WRAP.sub(r" \1 ", text.translate(_WIDE)))                       # \textbf{\text{A}}
-    text = re.sub(r"\\(?:left|right)(?![a-z])|\\[,;! ]|\\?[$€£¥]|[\x00-\x1f]", " ", text)
-    text = re.sub(r"\\(?:to|rightarrow)(?![a-z])|->", ">", text).replace("{,}", ",")
-    text = re.sub(r"(?<=[a-z]) ?\^\{([23])\}(?![0-9])", r"^\1", re.sub(r"\\%| percent\b", "%", text))           # cm^{2}
-    text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
-    text = re.sub(r"(?<![\d.,(\[])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda n: n[0].replace(",", ""), text)
-    return re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
-
-def _same(box: str, gold: str) -> bool:
-    r"""Equal as text (yes is true, `Image 2` and `the second image` are 2), as orders and tuples, or as quantities.
-    A dropped unit is forgiven, another unit is not. 50% is 0.5, and 50 with its sign dropped; not so up to 1."""
-    box, gold = (re.sub(rf"(?i)^{_NOUN}s ", "", side) for side in (box, gold))                  # Images 1 and 3
-    box, gold = (_RUN.sub(lambda run: ",".join(re.findall(r"\d+|[A-Za-z]", run[0])), side) for side in (box, gold))
-    texts = [_INDEX.sub(r"\1", re.sub(r" ?([-=+*/<>(){}|,:]) ?", r"\1", side).casefold()) for side in (box, gold)]
-    if len({_NAME.get(text, text) for text in texts}) == 1:
-        return gold != ""
-    (a, x, b), (c, y, d) = (_TUPLE.fullmatch(side).groups(side) for side in (box, gold))
-    parts, golds = (_SPLIT.split(inner) for inner in (x, y))
-    if max(len(parts), len(golds)) > 1:      # orders stand in any brackets, but (0,1) is not [0,1]
-        alike = a + b == c + d or not a + b or not c + d or len(golds) > 2
-        return alike and len(parts) == len(golds) and all(map(_same, parts, golds))
-    (name, x, unit), (gold_name, y, gold_unit) = (_QUANTITY.fullmatch(side).groups() for side in (box, gold))
-    names, units = {name, gold_name, None}, {unit, gold_unit, None}
-    if 3 in (len(names), len(units)) or (y := _value(y)) is None or (x := _value(x)) is None:
-        return False
-    p, q = (z / 100 if u == "%" else z for z, u in ((x, unit), (y, gold_unit)))
-    return any(abs(v - w) <= 1e-9 + 1e-6 * abs(w) for v, w in ((p, q), (x, y))[:1 + (abs(y) > 1)])
-
-def _value(latex: str) -> complex | None:
-    """The value of a term, each variable at a fixed generic point: symbolic simplification may cost what the response
-    likes. None where it is no term or a costly one: math-verify's time limit (signal.alarm) needs the main thread."""
-    latex = re.sub(r"^(-?[0-9]+) ([0-9]+)/([0-9]+)$", r"\1\\frac{\2}{\3}", latex)              # 1 1/2
-    size = math.prod(int(p) or 1 if p.isdigit() else 4 for p in re.findall(r"\^[ {-]*([0-9]+|[a-z])", latex))
-    few = latex.count("{") <= 12 and len(re.findall(r"[(\[]", latex)) <= 3 >= len(re.findall(r"\\(?:s|co|ta|l)", latex))
-    if size > 200 or len(latex) > 100 or not few or not _TERM.fullmatch(latex):
-        return None
-    from latex2sympy2_extended.antlr_parser import PSParser
-    from math_verify import LatexExtractionConfig, parse
-    if sum(len(dfa.states) for dfa in PSParser.decisionsToDFA) > _STATES:                      # it never forgets
-        PSParser.decisionsToDFA = [type(dfa)(dfa.atnStartState, dfa.decision) for dfa in PSParser.decisionsToDFA]
-        PSParser.sharedContextCache = type(PSParser.sharedContextCache)()
-    try:
-        term = parse(f"${latex}$", [LatexExtractionConfig()], parsing_timeout=None)[0]
-        value = complex(term.evalf(15, subs={s: 2 + math.sin(sum(map(ord, s.name))) for s in term.free_symbols}))
-        return value if abs(value) < 1e300 else None
-    except Exception:                        # antlr and sympy raise anything on malformed terms
-        return None
 
 # --- Eqs. 4-5: one baseline and one spread for all orders of a question ---
 def advantages(rewards: torch.Tensor) -> torch.Tensor:

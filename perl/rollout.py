@@ -31,7 +31,7 @@ import torch.distributed as dist
 from PIL import Image as PILImage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from perl.permute import DataError, Sample
+from perl.permute import DataError, Sample, plain
 
 # Structure as in the paper, for training and evaluation alike: thoughts inside <think>, answer in a box. The words are ours.
 INSTRUCTION = "Think first inside <think> </think>, then put the final answer in \\boxed{}."
@@ -87,7 +87,7 @@ def load_processor(model: str, max_pixels: int):
 
 def chat(question: str) -> list[dict]:
     """One user turn: the question, an image at each of its `<image>` slots, then INSTRUCTION."""
-    parts = re.split("(<image>)", f"{question}\n{INSTRUCTION}")
+    parts = re.split("(<image>)", f"{plain(question)}\n{INSTRUCTION}")
     content = [{"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in parts if part]
     return [{"role": "user", "content": content}]
 

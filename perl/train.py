@@ -13,7 +13,7 @@
 Every rank samples and trains on its own share of each mini-batch; FSDP2 shards weights, gradients, optimizer and reference.
 Which questions a step draws, how they are permuted and with which seeds they are sampled depends on (--seed, step, question)
 alone, never on the number of ranks: weights, optimizer and step are the whole state of a run, and --resume is exact (up to
-rounding on CUDA, where sums have no fixed order). A sample that the coin or a refusal leaves unpermuted still gets n_s identical
+rounding on CUDA, where sums have no fixed order). A sample that the coin leaves unpermuted still gets n_s identical
 copies, as in the release.
 
 RUN gets config.json, metrics.jsonl, rollouts.jsonl, TensorBoard events in tb/, and every --save-every steps step-N/ with state/
@@ -47,9 +47,10 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from perl.grpo import Policy, Row, accuracy, advantages, format_ok, grpo_loss, rollout_mean, shaped
-from perl.permute import Copy, DataError, Sample, alpha, copies, load, options
+from perl.grpo import Policy, Row, advantages, grpo_loss, rollout_mean
+from perl.permute import Copy, DataError, Sample, alpha, copies, load, plain
 from perl.rollout import Engine, Rollout, add_engine_arguments, at_least, encode, join_torchrun, prepare, run, seed_for
+from rewards.boxed import accuracy, format_ok, options, reward
 
 def parse_args(argv: Sequence[str] | None = None, defaults: dict | None = None) -> argparse.Namespace:
     """Every default is the paper's (section 4.1 and appendix), or the release's where the paper is silent, or named ours."""
@@ -115,9 +116,9 @@ def sample_groups(engine: Engine, processor, questions: Sequence[Sample], step: 
         mine = slice(g * (args.n_s + 1), (g + 1) * (args.n_s + 1))
         rows = tuple(Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in n)) for p, n in zip(prompts[mine], sampled[mine]))
         # Each rollout is graded against the answer of its own order: y_i of Eq. 1.
-        asked = [(o.text, c.sample.answer, options(c.sample.question)) for c, n in zip(group, sampled[mine]) for o in n]
+        asked = [(o.text, plain(c.sample.answer), options(plain(c.sample.question))) for c, n in zip(group, sampled[mine]) for o in n]
         right = torch.tensor([accuracy(*a) for a in asked])
-        r = torch.tensor([shaped(y, format_ok(text)) for y, (text, *_) in zip(right.tolist(), asked)])
+        r = torch.tensor([reward(*a) for a in asked])
         graded.append(Group(tuple(group), rows, tuple(o for n in sampled[mine] for o in n), right, r, advantages(r[None])[0]))
     return graded
 
@@ -295,9 +296,10 @@ def reward_metrics(groups: Sequence[Group]) -> dict:
 
 def shown(group: Group, k: int) -> dict:
     """Rollout k of a group, for a reader."""
-    copy, o = group.copies[k * len(group.copies) // len(group.rollouts)], group.rollouts[k]
-    return {"id": copy.sample.id, "images": [i + 1 for i in copy.sigma], "question": copy.sample.question,
-            "answer": copy.sample.answer, "reward": group.rewards[k].item(), "advantage": group.advantages[k].item(),
+    place = k * len(group.copies) // len(group.rollouts)
+    copy, o = group.copies[place], group.rollouts[k]
+    return {"id": copy.sample.id, "copy": place, "sigma": copy.sigma, "images": copy.sample.images,
+            "question": copy.sample.question, "answer": copy.sample.answer, "reward": group.rewards[k].item(), "advantage": group.advantages[k].item(),
             "response": o.text}  # fmt: skip
 
 def evaluate(engine: Engine, processor, samples: Sequence[Sample], args) -> dict[str, float]:
@@ -307,7 +309,7 @@ def evaluate(engine: Engine, processor, samples: Sequence[Sample], args) -> dict
     for start in range(0, len(mine), args.prompts):
         asked = [c.sample for x in mine[start : start + args.prompts] for c in copies(x, 1, 1.0, args.seed, -1)]
         answers = engine.generate(encode(processor, asked), n=1, seeds=[0] * len(asked), temperature=0.0)
-        right += [accuracy(o.text, x.answer, options(x.question)) for x, (o,) in zip(asked, answers)]
+        right += [accuracy(o.text, plain(x.answer), options(plain(x.question))) for x, (o,) in zip(asked, answers)]
     dist.all_gather_object(ranks := [None] * dist.get_world_size(), right)
     given, permuted = (sum(y for rank in ranks for y in rank[k::2]) / len(samples) for k in (0, 1))
     return {"eval_given": given, "eval_permuted": permuted}

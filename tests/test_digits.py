@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from data import digits
-from perl.permute import Sample, load, permute
+from perl.permute import Sample, load, permute, plain
 from perl.rollout import prompt_text
 
 PLACES = ["first", "second", "third", "fourth", "fifth"]
@@ -67,19 +67,19 @@ def test_permuted_question_is_the_one_the_generator_would_have_written(kind, rng
     ask, shown, arguments = digits.draw(kind, rng)
     question = ask(shown, *arguments)
     assert question.text.count("<image>") == len(shown)
-    assert question.answer == truth(question.text, shown)
-    if question.order == "fixed":
+    assert plain(question.answer) == truth(plain(question.text), shown)
+    if not question.permute:
         return
     sigma = rng.sample(range(len(shown)), len(shown))  # slot j shows old image sigma[j]
     if ask is digits.ask_statement:  # the statement follows its image
         arguments = (sigma.index(arguments[0]), *arguments[1:])
     moved = [shown[i] for i in sigma]
     names = tuple(f"{i}.png" for i in range(len(shown)))
-    permuted = permute(Sample("q", names, question.text, question.answer, question.order), sigma)
+    permuted = permute(Sample("q", names, question.text, question.answer, True), sigma)
     expected = ask(moved, *arguments)
     assert tuple(str(image) for image in permuted.images) == tuple(names[i] for i in sigma)
     assert (permuted.question, permuted.answer) == (expected.text, expected.answer)
-    assert permuted.answer == truth(permuted.question, moved)
+    assert plain(permuted.answer) == truth(plain(permuted.question), moved)
 
 
 @pytest.mark.parametrize("kind", ["options", "index"])
@@ -99,7 +99,7 @@ def test_hasty_teacher_is_right_about_the_first_image_and_wrong_only_elsewhere()
         for _ in range(200):
             ask, shown, (d,) = digits.draw(kind, rng)
             question = ask(shown, d)
-            assert (question.hasty == question.answer) == (shown[0] == d)
+            assert (question.hasty == plain(question.answer)) == (shown[0] == d)
     for _ in range(200):
         ask, shown, arguments = digits.draw("references", rng)
         question = ask(shown, *arguments)
@@ -112,13 +112,14 @@ def test_files_follow_the_schema_and_tell_the_truth(built, real):
         rows = [json.loads(line) for line in (built / f"{name}.jsonl").read_text().splitlines()]
         assert len(rows) == len({row["id"] for row in rows}) == sum(n[column] for n in digits.KINDS.values())
         for row, sample in zip(rows, load(built / f"{name}.jsonl")):
-            assert set(row) == {"id", "images", "question", "answer", "order", "stem"}
+            assert set(row) == {"id", "images", "question", "answer", "permute", "task"}
             assert len(set(row["images"])) == len(row["images"])
             shown = [int(real.target[number(path)]) for path in row["images"]]
-            assert row["answer"] == sample.answer == truth(row["question"], shown)
+            assert plain(row["answer"]) == plain(sample.answer) == truth(plain(row["question"]), shown)
         used[name] = {path for row in rows for path in row["images"]}
         assert all((built / path).is_file() for path in used[name])
-        assert {row["order"] for row in rows} == {"options", "references", "invariant", "index", "fixed"}
+        assert {row["task"] for row in rows if row["permute"]} == {"options", "references", "invariant", "index"}
+        assert {row["task"] for row in rows if not row["permute"]} == {"single"}
     assert not used["train"] & used["test"]
 
 

@@ -45,68 +45,71 @@ from evals.orders import (
     slot_of,
     summarise,
 )
-from perl.permute import DataError, Sample, load, permute
+from perl.permute import DataError, Sample, load, permute, plain
 from perl.rollout import encode, load_processor, prompt_text
 
 
 # --- Figures ---
 
 
-def sample(n, order="options", answer="A", stem=0, question=None):
+def sample(n, answer="[[1|A]]", stem=0, question=None, permutable=True):
     letters = "".join(f"\n{chr(65 + k)}. <image>" for k in range(n - stem))
     text = question or "<image>" * stem + " Which image shows a 7?" + letters
-    return Sample("x", tuple(f"{k}.png" for k in range(n)), text, answer, order, stem)
+    return Sample("x", tuple(f"{k}.png" for k in range(n)), text, answer, permutable, stem)
 
 
 @pytest.mark.parametrize("n, stem, count", [(2, 0, 2), (3, 0, 6), (4, 0, 24), (4, 1, 6), (5, 0, 24), (5, 1, 24), (8, 0, 24)])
 def test_orders(n, stem, count):
-    orders = orders_of(sample(n, stem=stem), seed=0)
+    orders = orders_of(sample(n, "A", stem=stem), seed=0)
     assert len(orders) == len(set(orders)) == count and orders[0] == tuple(range(n))
     assert all(sorted(o) == list(range(n)) and o[:stem] == tuple(range(stem)) for o in orders)
-    assert orders == orders_of(sample(n, stem=stem), seed=0)
+    assert orders == orders_of(sample(n, "A", stem=stem), seed=0)
 
 
 @pytest.mark.parametrize("n, stem, most, count", [(4, 0, 2, 2), (2, 0, 2, 2), (2, 1, 2, 1), (8, 0, 3, 3)])
 def test_fewer_orders(n, stem, most, count):
-    orders = orders_of(sample(n, stem=stem), 0, most)
+    orders = orders_of(sample(n, "A", stem=stem), 0, most)
     assert len(set(orders)) == count and orders[0] == tuple(range(n))
 
 
-def test_what_is_refused_is_asked_once():
-    assert asked(sample(3, order="fixed"), 0) == [((0, 1, 2), sample(3, order="fixed"))]
+def test_what_is_not_permutable_is_asked_once():
+    x = sample(3, permutable=False)
+    assert asked(x, 0) == [((0, 1, 2), x)]
     assert len(asked(sample(3), 0)) == 6
 
 
 def test_answers_are_mapped_back_to_the_given_order():
-    x, sigma = sample(3, answer="C"), (2, 0, 1)
+    x, sigma = sample(3, answer="[[3|C]]"), (2, 0, 1)
     y = permute(x, sigma)
-    assert y.answer == "A" and slot_of(y) == 1
+    assert y.answer == "[[1|A]]" and slot_of(y) == 1
     for said in ("A", "(A)", " A. ", "Option A", "\\text{A}"):  # one answer, however it is written
         assert mapped_back(y, sigma, f"\\boxed{{{said}}}") == "c"  # the image that stands first was the third
     assert mapped_back(y, sigma, "so \\boxed{ B }") == "a"
     assert mapped_back(y, sigma, "no box") is mapped_back(y, sigma, "\\boxed{ }") is None
     assert mapped_back(y, sigma, "\\boxed{Nonsense}") == "nonsense"
-    count = sample(3, "invariant", "2", question="<image><image><image> How many of the images show a 7?")
+    count = sample(3, "2", question="<image><image><image> How many of the images show a 7?")
     assert mapped_back(permute(count, sigma), sigma, "\\boxed{1}") == "1" and slot_of(count) is None
-    index = sample(3, "index", "Image 3", question="<image><image><image> Which image shows a 7?")
+    index = sample(3, "Image [[3|3]]", question="<image><image><image> Which image shows a 7?")
     y = permute(index, sigma)
-    assert y.answer == "Image 1" and slot_of(y) == 1
+    assert y.answer == "Image [[1|1]]" and slot_of(y) == 1
     for said in ("Image 2", "2", "the second image", "Second image."):
-        assert mapped_back(y, sigma, f"\\boxed{{{said}}}") == "1"
-    statement = Sample("s", ("a", "b"), "<image><image> The left image is red.\n(A) True\n(B) False", "A", "references")
+        assert mapped_back(y, sigma, f"\\boxed{{{said}}}") == "image 1"
+    statement = Sample("s", ("a", "b"), "<image><image> The [[1|left]] image is red.\n(A) True\n(B) False", "A", True)
+    named = Sample("n", ("a", "b"), "<image><image> Which is red?\n(A) the [[2|right]] one\n(B) the [[1|left]] one", "A", True)
+    assert slot_of(named) == 2 and slot_of(permute(named, (1, 0))) == 1 and slot_of(statement) is None
     assert mapped_back(permute(statement, (1, 0)), (1, 0), "\\boxed{True}") == mapped_back(statement, (0, 1), "\\boxed{A}") == "a"
 
 
 def test_figures_on_hand_made_output():
-    def record(id, order, right, answer, slot=None, kind="options"):
-        return {"id": id, "kind": kind, "order": order, "right": float(right), "answer": answer, "slot": slot}
+    def record(id, order, right, answer, slot=None, task="options"):
+        return {"id": id, "task": task, "order": order, "right": float(right), "answer": answer, "slot": slot}
 
     records = [
         record("a", 0, 1, "a", 1), record("a", 1, 0, "b", 2),  # right only where it stands first
         record("b", 0, 0, "b", 2), record("b", 1, 0, "b", 1),  # consistently wrong
         record("c", 0, 1, "a", 1), record("c", 1, 1, "a", 2),  # consistently right
         record("d", 0, 0, None, 1), record("d", 1, 0, None, 2),  # never answers: not the same answer
-        record("e", 0, 1, "7", kind="fixed"),  # can't be permuted: counts in `given` alone
+        record("e", 0, 1, "7", task="single"),  # can't be permuted: counts in `given` alone
         record("f", 0, 0, "a"), record("f", 1, 1, "b"),  # right only in the permuted order
     ]  # fmt: skip
     assert summarise(records) == {
@@ -114,12 +117,12 @@ def test_figures_on_hand_made_output():
         "given": pytest.approx(3 / 6), "mean_over_orders": pytest.approx((0.5 + 0 + 1 + 0 + 0.5) / 5),
         "worst_order": pytest.approx(1 / 5), "best_order": pytest.approx(3 / 5), "consistency": pytest.approx(2 / 5),
         "by_slot": {"1": pytest.approx(2 / 4), "2": pytest.approx(1 / 4)},
-        "by_kind": {"fixed": 1.0, "options": pytest.approx(4 / 10)},
+        "by_task": {"single": 1.0, "options": pytest.approx(4 / 10)},
     }  # fmt: skip
 
 
 def test_no_question_to_permute():
-    figures = summarise([{"id": "a", "kind": "fixed", "order": 0, "right": 1.0, "answer": "7", "slot": None}])
+    figures = summarise([{"id": "a", "task": "single", "order": 0, "right": 1.0, "answer": "7", "slot": None}])
     assert figures["given"] == 1.0 and figures["worst_order"] is None and figures["by_slot"] == {}
 
 
@@ -134,9 +137,9 @@ def alone(tmp_path):
 @pytest.mark.parametrize("most", [2, 24])
 def test_whoever_answers_is_evaluated(alone, most):
     """A model that looks at slots is right in one order in n; one that looks at images is right in all."""
-    questions = [sample(n, answer=a) for n, a in ((2, "A"), (3, "B"), (4, "D"))]
-    questions = [Sample(str(k), x.images, x.question, x.answer, x.order) for k, x in enumerate(questions)]
-    right = {x.id: x.images["ABCD".index(x.answer)] for x in questions}  # the image that shows a 7
+    questions = [sample(n, answer=a) for n, a in ((2, "[[1|A]]"), (3, "[[2|B]]"), (4, "[[4|D]]"))]
+    questions = [Sample(str(k), x.images, x.question, x.answer, True) for k, x in enumerate(questions)]
+    right = {x.id: x.images["ABCD".index(plain(x.answer))] for x in questions}  # the image that shows a 7
     counts = [min(most, math.factorial(len(x.images))) for x in questions]
 
     slots = summarise(evaluate(lambda asks: ["\\boxed{A}"] * len(asks), questions, 0, most, 0, 1))
@@ -237,11 +240,11 @@ def questions(tmp_path_factory):
     for k in range(3):
         Image.frombytes("RGB", (40, 28 + 20 * k), rng.randbytes(120 * (28 + 20 * k))).save(out / f"{k}.png")
     rows = [
-        {"images": ["0.png", "1.png", "2.png"], "order": "options", "answer": "A",
+        {"images": ["0.png", "1.png", "2.png"], "permute": True, "answer": "[[1|A]]",
          "question": "A. <image>\nB. <image>\nC. <image>\nWhich image shows a dog?"},
-        {"images": ["0.png", "1.png"], "order": "references", "answer": "A",
-         "question": "<image> <image> The left image shows a dog. True or false?\n(A) True\n(B) False"},
-        {"images": ["2.png"], "order": "fixed", "answer": "7", "question": "<image> Which digit is this?"},
+        {"images": ["0.png", "1.png"], "permute": True, "answer": "A",
+         "question": "<image> <image> The [[1|left]] image shows a dog. True or false?\n(A) True\n(B) False"},
+        {"images": ["2.png"], "answer": "7", "question": "<image> Which digit is this?"},
     ]  # fmt: skip
     (out / "q.jsonl").write_text("".join(json.dumps({"id": str(k)} | row) + "\n" for k, row in enumerate(rows)))
     return out / "q.jsonl"
@@ -282,7 +285,7 @@ def flags(model, **change):
 def test_prompts_are_those_of_training(digits):
     args = flags(digits / "base")
     (renderer, context), samples = open_renderer(args, 5), load(digits / "test.jsonl")[:60]
-    assert context == 4096 and {x.order for x in samples} > {"options", "references", "fixed"}
+    assert context == 4096 and {x.task for x in samples} > {"options", "references", "single"}
     processor, _ = load_processor(args.model, args.max_pixels)
     for x, prompt in zip(samples, encode(processor, samples)):
         ids, places = render(renderer, conversation(x, args.max_pixels))

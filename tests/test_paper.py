@@ -15,7 +15,7 @@ from perl.permute import Sample, copies, permute
 
 
 def question(n):
-    return Sample(f"q{n}", tuple(f"{i}.png" for i in range(n)), "<image> " * n + "How many show a 7?", "2", "invariant")
+    return Sample(f"q{n}", tuple(f"{i}.png" for i in range(n)), "<image> " * n + "How many show a 7?", "2", True)
 
 
 def test_release_permutation_is_one_for_all():

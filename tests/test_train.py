@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from conftest import ROOT
-from perl.permute import DataError, Sample, load
+from perl.permute import DataError, Sample, load, plain
 from perl.grpo import advantages
 from perl.rollout import Rollout, load_processor, prepare
 from perl.train import check, parse_args, questions_of, sample_groups, share_of_rank
@@ -49,12 +49,12 @@ def test_each_rollout_is_graded_by_the_answer_of_its_own_order(digits):
     the right image stands first."""
     says_a = Rollout("<think></think> \\boxed{A}", (5, 6), (-1.0, -1.0), True)
     engine = SimpleNamespace(generate=lambda prompts, n, **_: [[says_a] * n for _ in prompts])
-    questions = [x for x in load(digits / "train.jsonl") if x.order == "options"][:8]
+    questions = [x for x in load(digits / "train.jsonl") if x.task == "options"][:8]
     args, (processor, _) = parse_args(["--n-s", "2", "--n", "3"]), load_processor(str(digits / "base"), 784)
     groups = sample_groups(engine, processor, questions, 0, 1.0, args)
     for x, group in zip(questions, groups, strict=True):
         for k, copy in enumerate(group.copies):
-            letter = "ABCDE"[copy.sigma.index("ABCDE".index(x.answer))]  # where the right image stands now
+            letter = "ABCDE"[copy.sigma.index("ABCDE".index(plain(x.answer)))]  # where the right image stands now
             assert group.accuracy[3 * k : 3 * k + 3].tolist() == [float(letter == "A")] * 3
             assert tuple(image.key for image in group.rows[k].images) == copy.sample.images
         assert torch.equal(group.advantages, advantages(group.rewards[None])[0])
@@ -132,7 +132,7 @@ def broken(digits, **change):
     rows = read(digits / "train.jsonl")[:8]
     for row in rows:
         row["images"] = [str(digits / path) for path in row["images"]]
-    options = next(row for row in read(digits / "train.jsonl") if row["order"] == "options")
+    options = next(row for row in read(digits / "train.jsonl") if row["task"] == "options")
     rows[2] = options | {"images": [str(digits / path) for path in options["images"]], "id": "third"} | change
     if "<|image_pad|>" in rows[2]["question"]:
         rows[2]["images"] = rows[0]["images"][:1]
@@ -142,11 +142,10 @@ def broken(digits, **change):
 MISTAKES = {
     "missing image": (dict(images=["nowhere.png", "nowhere.png"], question="<image> <image>?"), [":3", "images", "nowhere.png"]),
     "count of <image>": (dict(question="<image> Which image shows a 7?"), [":3", "question", "<image>"]),
-    "unknown order": (dict(order="sideways"), [":3", "order", "sideways"]),
-    "no option letter": (dict(answer="seven"), [":3", "answer", "seven"]),
+    "a mark that is none": (dict(answer="[[1|seven]]"), [":3", "answer", "'seven' is in no form"]),
     "no image": (dict(images=[], question="Which?"), [":3", "images"]),
-    "unreadable image": (dict(images=[__file__], question="<image> What?", order="fixed", answer="7"), [":3", "images", "readable"]),
-    "an image token in the text": (dict(images=[], question="<image> <|image_pad|>", order="fixed", answer="7"),
+    "unreadable image": (dict(images=[__file__], question="<image> What?", answer="7"), [":3", "images", "readable"]),
+    "an image token in the text": (dict(images=[], question="<image> <|image_pad|>", answer="7"),
                                    [":3", "question", "image token of the model"]),
 }
 
@@ -202,7 +201,7 @@ def test_bad_set_ups(digits, tmp_path):
 
 def test_a_mistake_ends_in_one_sentence(digits, tmp_path):
     """The command itself: exit code 1, one line on stderr, no traceback, no model loaded."""
-    (tmp_path / "bad.jsonl").write_text(broken(digits, answer="seven"))
+    (tmp_path / "bad.jsonl").write_text(broken(digits, answer="[[1|seven]]"))
     command = [sys.executable, "perl/train.py", "--model", digits / "base", "--data", tmp_path / "bad.jsonl", "--out", tmp_path / "run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     said = [line for line in done.stderr.splitlines() if "Warning" not in line and "warn" not in line]
