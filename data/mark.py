@@ -135,6 +135,7 @@ HAN_NUMBERS = listing(  # what may follow 图: 1, A, ①, 甲, and 一 before a 
     rf"|{HAN}(?=$|所示|[至到\s，。、？！；：,.?;:!)）是有和与或及比里中的哪呢跟同更最上内])"
     r"|[a-h](?![a-z\d])|[①-⑩甲乙丙丁戊己庚辛]"
 )
+MARKS = listing("[①-⑩甲乙丙丁戊己庚辛]")
 NUMBERS = "|".join(
     [
         listing(rf"{COUNT}\b"),
@@ -193,6 +194,11 @@ WAYS = [
         "图1",
     ),
     Way(
+        "han_letter",
+        rf"(?<![a-z])(?P<han_letter>{listing('[a-h①-⑩甲乙丙丁](?=[、和与图两三四])')})(?:[两三四]?[张幅])?图(?![书形案表纸画片])",
+        "甲图",
+    ),
+    Way(
         "han_side",
         rf"(?<![\da-z朝向往其图左右上下])(?P<han_side>[左右][边侧]|中间|[左右中首末])的?(?:[那这]一?)?[张幅]?{PICTURE}",
         "左边的图",
@@ -201,7 +207,7 @@ WAYS = [
 NAME = re.compile("|".join(way.pattern for way in WAYS), re.M)
 
 # All of an option or of an answer: "Left", "the second one", "(2)", "C", 第三张.
-BARE = re.compile(rf"(?:the |选|第)?[(\[（]?(?P<bare>{PLACES}|{NUMBERS}|{HANS})[)\]）]?(?: ones?|[张幅个](?:图片?)?)?[.。]?")
+BARE = re.compile(rf"(?:the |选|第)?[(\[（]?(?P<bare>{PLACES}|{NUMBERS}|{HANS}|{MARKS})[)\]）]?(?: ones?|[张幅个]?(?:图片?)?)?[.。]?")
 
 TOKEN = (  # one word of a name
     rf"(?:(?<![a-z])(?!(?:and|or|vs|the)\b)(?:{EDGE}|[a-z]+ to last|[a-z]+-hand|[a-z]+|\d+[a-z]*)|最后一|倒数第{HAN}"
@@ -287,10 +293,10 @@ BEFORE_HASH = re.compile(  # "#1" at the start, or after a word that an image ma
     r"(?:^|[.?!,(:\n\0\1]|\b(?:in|is|and|or|of|than|between|to|vs|with|does|do|are|like|compare))\s*$"
 )
 FOLLOWS_NUMBER = re.compile(  # what may follow "image 2", but no count of things: not "image 2 dogs"
-    r" ?[^\w\s]|\s*$|\s*\n|[一-龥]"
+    r" ?[^\w\s]|\s*$|\s*\n|\s{2,}|[一-龥]"
     r"| (?:is|are|was|were|has|have|do|does|and|or|but|while|in|on|at|of|for|from|to|with|as|than|that|not"
     r"|can|could|would|shows?|depicts?|contains?|features?|covers?|grows?|equals|differs?|looks?"
-    r"|(?:show|look|fac|depict|contain|wear|hold|stand|sitt)ing|(?:wear|hold|stand|sit)s|faces (?:left|right)|match|both|all|only|also"
+    r"|(?:show|look|fac|depict|contain|wear|hold|stand|sitt)ing|(?:wear|hold|stand|sit)s|faces (?:left|right)|lack|share|more|less|closer|match|both|all|only|also"
     r"|similar|like|[a-z]+e[rd]|taken|there|an?|the|it|he|she|they|we|you)\b"
 )
 OF_SOME = re.compile(  # "the second image with a dog": the second of some
@@ -326,7 +332,8 @@ def is_doubtful(text: str, low: str, m: re.Match) -> bool:
     any_before = AFTER_ANY.search(before[-9:])
     after_bracket = text[start - 1] == "("
 
-    if any_before and (way == "number" or not any_before[1]):
+    several = m[0].startswith(("images", "pictures", "photos", "figures")) and re.search(AND, said)
+    if any_before and (way == "number" or not any_before[1]) and not (several and any_before[1]):
         return True
     if m[0].startswith("#") and not BEFORE_HASH.search(before[-9:]):
         return True
@@ -416,7 +423,7 @@ AN_IMAGE = r"(?:@|\b(?:one|an?|single|which) (?:\w+ )?(?:image|picture|photo)|�
 LEFT_RIGHT = r"(?:\b(?:left|right)(?:most|-?hand)?\b|[左右])"
 STILL = (  # left and right as directions inside a picture
     r"\b(?:(?:fac|look|point|head|turn|angl)\w+(?: directly)?|to the|towards?(?: the)?|their|his|her|its|all) (?:left|right)\b"
-    r"|[左右][手脚臂腿转]|[朝向往][左右]|\bwhich \w+ (?:is|are) right\b"
+    r"|[左右][手脚臂腿转肺眼耳]|[朝向往][左右]|\b(?:which \w+|is|are) (?:is|are|this|that|it) right\b"
     r"|\b(?:left|right)[- ](?:arm|leg|hand|foot|eye|ear|wing|paw|shoe|side|half|angle|triangle|order|answer|of|next)\b"
 )
 
@@ -464,7 +471,8 @@ REFUSALS = [
         "outer image",
     ),
     Refusal(Reason.POINTING, r"\b(?:half|row|column) of (?:the )?(?:image|picture|photo)s", "half of the images"),
-    Refusal(Reason.POINTING, r"(?<![a-z])[a-h甲乙丙丁\d]号?图(?![书形案表纸画])", "a图"),
+    Refusal(Reason.POINTING, r"(?<![a-z])[a-h甲乙丙丁\d]号图(?![书形案表纸画])|\d图", "2号图"),
+    Refusal(Reason.POINTING, r"[①-⑩](?![^\n]*[①-⑩][^\n]*是)|(?<![a-z])[甲乙丙丁](?=[和与、中的比是有])", "①和"),
     Refusal(Reason.POINTING, r"\A[^@]*(?:\brespectively\b|分别)[^@]*\Z", "how many dogs respectively"),
     Refusal(
         Reason.POINTING,
@@ -598,7 +606,11 @@ def check_leftover(text: str, n: int, order_is_answer: bool = False, story_is_fi
 
 HOLE, NOTHING, FORMULA = "\1", "\0", "\2"
 LABEL = r"\n\(?[A-Z][.):、]?\s*"  # "\n(A) "
-LEAD = re.compile(rf"(?:^|[.?!。？！>]|(?i:images|pictures|photos|options)\W*|图片?\W*)\s*(?:{LABEL})?$")
+LEAD = re.compile(rf"(?:^|[.?!。？！>]|[（(]\s*[)）]|(?i:images|pictures|photos|options)\W*|图片?\W*)\s*(?:{LABEL})?$")
+ROW_LEAD = re.compile(  # may stand before a row of all images: "three patients: ", or a line of its own
+    r"(?:(?<!this)(?<!shows)(?<![iwha]s)(?<=[a-z]s)[:：]\s*|[^\s:：]\s*\n\s*)$"
+)
+UNLABELLED = re.compile(r"(?:<image>(?:[\s,、]|and)*)+")
 ROW_OF_IMAGES = re.compile(rf"(?:<image>(?:\W*(?:and|or|vs)?\s*|\s*{LABEL})?)+")
 GLUED = re.compile(r"[ \t]*(?:[:：=]|(?:is|was|shows|depicts|has)\b)")  # "<image> is the reference"
 SLOT_LABEL = re.compile(  # "Image 2: ", "(B) Image B = ", "The second image: ", "图2："
@@ -635,7 +647,9 @@ def hide_placeholders(text: str, n: int, stem: int) -> str:
         holes = [(label, end) for label, (_, end) in zip(labels, holes)]
     else:
         start, end = holes[stem][0], holes[-1][1]
-        led = LEAD.search(text[max(0, start - 30) : start])
+        before = text[max(0, start - 30) : start]
+        row = UNLABELLED.fullmatch(text, start, end) and stem == 0
+        led = LEAD.search(before) or row and ROW_LEAD.search(before)
         if not led or not ROW_OF_IMAGES.fullmatch(text, start, end) or GLUED.match(text, end):
             raise Unclear(Reason.CAPTION, text[max(0, start - 20) : end + 20])
 
@@ -735,6 +749,14 @@ def find_options(text: str) -> list[Option]:
     return best
 
 
+def without_labels(text: str, options: Sequence[Option]) -> str:
+    """The text with blanks in place of the options' labels; ends of lines stay."""
+    for option in options:
+        blank = re.sub(r"[^\n]", " ", text[option.label_start : option.start])
+        text = text[: option.label_start] + blank + text[option.start :]
+    return text
+
+
 def label_of(answer: str, options: Sequence[Option]) -> Option | None:
     """The option whose label the answer is: "B" or "(b)" of "(a) .. (b) .."."""
     said = answer.strip().strip("()[]（）【】.*: ").casefold()
@@ -758,16 +780,18 @@ def lists_labels(text: str, answer: str) -> bool:
 # --- The answer ---------------------------------------------------------------------------------
 
 HOW_MANY = re.compile(r"(?i)\bhow m|\bnumber of\b(?! the (?:\w+ )?(?:image|picture|photo)\b)|多少|(?<!哪)几")
-VALUE = re.compile(  # asks for a number that is none of an image
-    r"(?i)\b(?:number|digit|figure|value|sum|total|count|age|score|price|cost|time|hours?|minutes?|year|degrees?|length"
-    r"|width|height|area|angle|radius|volume|speed|weight|size|distance|temperature|difference|result|solution)\b|[数值]"
-    r"|\b[a-z] ?=|\bwhat is [a-z]\b|[$\2]"
+VALUE = re.compile(  # asks for a number that is none of an image: "what is the area", "which digit"
+    r"(?i)\b(?:what|which|find|calculate|compute|determine) (?:(?:is|are|was|were) (?:the )?|the )?"
+    r"(?:(?!has\b|have\b|one\b|shows?\b)\w+ ){0,2}"
+    r"(?:number|digit|figure|value|sum|total|count|age|score|price|cost|time|hours?|minutes?|year|degrees?|length|width"
+    r"|height|area|perimeter|angle|radius|volume|speed|weight|distance|temperature|difference|result|solution)\b"
+    r"|数(?!一)|[度值积长高宽径]是|\b[a-z] ?=|\bwhat is [a-z]\b|[$\2]"
 )
 ASKS_LETTER = re.compile(r"(?i)\b(?:which|what) (?:\w+ )?(?:letter|character|initial|grade|note|vitamin|type)\b|哪个字母")
 WHICH_HAN = "哪[一几两]?(?:[张幅]|个?图|个(?=[有是更最中里与和？?]))"  # no 哪个数字
 WHICH = re.compile(
     rf"(?i)\b(?:which|what)(?: of)?(?: the| these| two| three| other)* (?:image|picture|photo)(?! (?:caption|title))"
-    r"|\b(?:number|index|letter|position) of the (?:\w+ )?(?:image|picture|photo)\b(?! caption)"
+    r"|\b(?:number|index|letter|position)(?: \([^)]*\))? of the (?:\w+ )?(?:image|picture|photo)\b(?! caption)"
     r"|\b(?:identify|select|pick|choose|find|name|indicate|locate|determine|give|point out|tell me)"
     r" (?:the |an? |one )?(?:\w+ )?(?:image|picture|photo)(?:'s number)?\b(?! caption)"
     rf"|{TELLS_HOW.pattern}|\A(?!(?s:.*)\b{NOUN})(?s:.*)\bwhich (?:figure|panel)|{WHICH_HAN}"
@@ -838,7 +862,7 @@ CERTAIN = [
     ),
     Certain(rf"(?:do|does) {ALL} (?:both |all )?{SHOWS} {PLAIN_WORDS}\?", YES_NO, "Do both images show a cat?"),
     Certain(
-        rf"(?:is|are) there (?:an?|any|at least \w+) {PLAIN_WORDS} in {ALL}\?",
+        rf"(?:is|are) there (?:an? |any |at least \w+ )?{PLAIN_WORDS} in {ALL}\?",
         YES_NO,
         "Is there a cat in both images?",
     ),
@@ -860,7 +884,7 @@ CERTAIN = [
 NEUTRAL = re.compile(  # sentences that may stand beside a certain form
     r"(?:look at|consider|observe|study|examine) (?:the|these)(?: \w+)? (?:images|pictures|photos)[.:]"
     r"|(?:here are|you (?:see|are given)|given)(?: the| these)?(?: \w+)? (?:images|pictures|photos)[.:,]"
-    rf"|(?:please )?(?:answer|choose|select|pick|reply|respond|give)\b[^.?!\n@]*[.:]|options:|choices:|{TELLS_HOW.pattern}\.?"
+    rf"|(?:please )?(?:answer|choose|select|pick|reply|respond|give|list)\b[^.?!\n@]*[.:]|请[^。？！\n]*回答。?|options:|choices:|{TELLS_HOW.pattern}\.?"
 )
 ORDERED = re.compile(  # words by which the answer may depend on the order, though nothing is named
     r"differ|compar|between|chang|edit|transform|\badd|remov|appear|increas|decreas|区别|不同|变|增|减"
@@ -976,7 +1000,10 @@ class Verdict:
 
 def picture_options(options: Sequence[Option], n: int) -> int:
     """How many leading options are images; the rest, such as "None of these", must name none."""
+    hole = HOLE + NOTHING * 6
     pictures = [option for option in options if option.text.startswith(HOLE)]
+    if any(option.text.rstrip(" .,;") != hole for option in pictures):
+        raise Unclear(Reason.OPTIONS, "more than an image in an option")
     if pictures != list(options[: len(pictures)]):
         raise Unclear(Reason.OPTIONS, "images among other options")
     if len(pictures) > n:
@@ -991,6 +1018,8 @@ def judge(question: str, answer: str, n: int, declared: bool, stem: int | None =
     visible = hide_formulas(question)
     options = find_options(re.sub("<image>", HOLE + NOTHING * 6, visible))
     pictures = picture_options(options, n)
+    if re.search(r"<image>[ \t]*\(?[A-Za-z1-9][).]?[ \t]*(?:\n|$)", question):
+        raise Unclear(Reason.CAPTION, "a label after an image")
     if pictures or kind == "options":
         return judge_pictures(question, answer, n, options, pictures, stem, declared)
 
@@ -999,11 +1028,15 @@ def judge(question: str, answer: str, n: int, declared: bool, stem: int | None =
         raise Unclear(Reason.ONE_IMAGE)
     hidden = hide_placeholders(visible, n, stem)
     chosen = label_of(answer, options)
+    if chosen:
+        hidden = without_labels(hidden, options)
     asks = kind == "index" or asks_for_image(hidden)
     order = not options and (kind == "sequence" or is_order(hidden, answer))
 
     spans = [(option.start, option.end) for option in options] if asks else []
     found = find_names(hidden, n, spans)
+    if chosen and not asks:
+        check_bare_options(hidden, options)
     if asks and not order:
         answer_is_named = bool(re.search(rf"{NOUN}|[图张幅]", answer.lower()))
         check_options(hidden, found, options, chosen, answer_is_named)
@@ -1026,10 +1059,10 @@ def judge(question: str, answer: str, n: int, declared: bool, stem: int | None =
 
     evidence = "declared"
     if not declared:
-        body = masked_question[: options[0].start] if options else masked_question
-        evidence = is_certain(without_options(masked_question, hidden, options, found), masked_answer)
+        body = without_options(hidden, options, found)
+        evidence = is_certain(body, masked_answer)
         if not evidence:
-            raise Unclear(Reason.UNCERTAIN, re.sub(rf"[{HOLE}{NOTHING}]+", "", body)[:60])
+            raise Unclear(Reason.UNCERTAIN, body[:60])
 
     question_words = [word for name in found for word in name.words]
     answer_words = [word for name in answer_names for word in name.words]
@@ -1050,15 +1083,12 @@ def judge(question: str, answer: str, n: int, declared: bool, stem: int | None =
     )
 
 
-def without_options(masked_question: str, hidden: str, options: Sequence[Option], found: Sequence[Name]) -> str:
+def without_options(hidden: str, options: Sequence[Option], found: Sequence[Name]) -> str:
     """The masked question up to its first option."""
     if not options:
-        return masked_question
-    first = options[0]
-    before = [name for name in found if name.end <= first.start]
-    cut = hidden[: first.start].lower()
-    head = masked(cut, before)
-    return re.sub(rf"\s*{OPENS}[(\[（【{{]?{re.escape(first.label.lower())}[^\w]*$", "", head)
+        return masked(hidden.lower(), found)
+    end = options[0].label_start
+    return masked(hidden[:end].lower(), [name for name in found if name.end <= end])
 
 
 def check_options(
@@ -1089,6 +1119,17 @@ def check_options(
         raise Unclear(Reason.OPTIONS, tail)
 
 
+def check_bare_options(hidden: str, options: Sequence[Option]) -> None:
+    """Of a question that asks for no image: raises Unclear where its options are mere numbers, letters or orders, which
+    may be of images all the same."""
+    question = hidden[: options[0].label_start]
+    if HOW_MANY.search(question) or VALUE.search(question) or ASKS_LETTER.search(question):
+        return
+    for option in options:
+        if BARE.fullmatch(option.text.lower()) or PURE_ORDER.fullmatch(option.text):
+            raise Unclear(Reason.OPTIONS, option.text)
+
+
 def names_in_answer(masked_question: str, answer: str, n: int, asks: bool) -> list[Name]:
     """The names of images in an answer that is no option's label. Raises Unclear where a label is all it can be."""
     label = re.fullmatch(r"\(?(?:[A-Za-z]|\d{1,2}|[①-⑩])\)?\.?", answer)
@@ -1104,6 +1145,7 @@ def names_in_answer(masked_question: str, answer: str, n: int, asks: bool) -> li
         raise Unclear(Reason.OPTIONS, f"the answer {answer!r}")
     if label and lists_labels(masked_question, answer):
         raise Unclear(Reason.OPTIONS, f"the answer {answer!r} may be an option")
+    asks = asks or bool(re.fullmatch(MARKS, answer) and re.search("@", masked_question))
     spans = [(0, len(answer))] if asks and not re.fullmatch("[a-z]", answer) else []
     found = find_names(answer, n, spans)
     if found and FROM_END.search(answer):
@@ -1137,11 +1179,7 @@ def judge_pictures(
         raise Unclear(Reason.OPTIONS, "the options are not the images after the stem")
     if n - stem < 2:
         raise Unclear(Reason.ONE_IMAGE)
-    unlabelled = hide_formulas(question)
-    for option in options:
-        blank = " " * (option.start - option.label_start)
-        unlabelled = unlabelled[: option.label_start] + blank + unlabelled[option.start :]
-    hidden = hide_placeholders(unlabelled, n, stem)
+    hidden = hide_placeholders(without_labels(hide_formulas(question), options), n, stem)
     if LETTER.search(hidden):
         raise Unclear(Reason.OPTIONS, "the question names a letter")
 
@@ -1150,8 +1188,11 @@ def judge_pictures(
         raise Unclear(Reason.DOUBT, "options are images, and an image is named by its place")
     texts = "\n".join(option.text for option in options[pictures:])
     check_leftover(hidden.lower(), n, order_is_answer=True)
-    if re.search(rf"\b(?:both|either) (?:a|b)\b|[a-d] and [a-d]\b|{NOUN}", texts.lower()):
-        raise Unclear(Reason.OPTIONS, texts)
+    for text in texts.lower().split("\n") if texts else ():
+        if not re.search(r"\b(?:none|neither|all|both|cannot|no|not)\b|以上|都|无法", text):
+            raise Unclear(Reason.OPTIONS, text)
+        if re.search(rf"\b(?:both|either) (?:a|b)\b|[a-d] and [a-d]\b|{NOUN}", text):
+            raise Unclear(Reason.OPTIONS, text)
 
     letter = answer.strip().strip("().")
     labels = [option.label for option in options] or list(LETTERS[: n - stem])
@@ -1159,7 +1200,7 @@ def judge_pictures(
         raise Unclear(Reason.ANSWER, answer)
     k = labels.index(letter)
     movable = k < n - stem
-    marked_answer = marked(stem + k + 1, letter, n, stem) if movable else answer
+    marked_answer = answer.replace(letter, marked(stem + k + 1, letter, n, stem)) if movable else answer
     evidence = "declared; options are images" if declared else "options are images"
     return Verdict(True, stem, question, marked_answer, evidence=evidence)
 

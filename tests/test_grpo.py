@@ -4,6 +4,7 @@ import doctest
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,17 @@ from hypothesis import strategies as st
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from perl import grpo
-from perl.grpo import (LogprobHead, Policy, Row, advantages, dr_grpo, grpo_loss, k3, leave_one_out, rollout_mean, spans,
-                       token_mean)
+from perl.grpo import (
+    LogprobHead,
+    Policy,
+    Row,
+    advantages,
+    grpo_loss,
+    k3,
+    layout,
+    rollout_mean,
+    token_mean,
+)
 
 IMAGE, VIDEO = 5, 6
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,24 +63,16 @@ def test_merged_baseline_differs_from_two_groups():
     assert advantages(original).mean().abs() < 1e-6  # separate groups can't tell the orders apart
 
 
-@pytest.mark.parametrize("variant", [advantages, dr_grpo, leave_one_out])
-@given(st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.9, 1.0]), min_size=4, max_size=4), min_size=1, max_size=5))
-def test_every_variant_centres_each_question_alone(variant, rewards):
+REWARDS = st.lists(st.sampled_from([0.0, 0.1, 0.9, 1.0]), min_size=4, max_size=4)
+
+
+@given(st.lists(REWARDS, min_size=1, max_size=5))
+def test_each_question_is_centred_alone(rewards):
     r = torch.tensor(rewards)
-    A = variant(r)
+    A = advantages(r)
     assert A.shape == r.shape and A.dtype == torch.float32
     assert torch.allclose(A.sum(dim=1), torch.zeros(len(r)), atol=1e-5)
-    assert torch.equal(A, torch.cat([variant(row[None]) for row in r]))  # no question reads another's rewards
-    assert all(torch.equal(a, torch.zeros(4)) for a, row in zip(A, rewards) if len(set(row)) == 1)
-
-
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=16))
-def test_variants_are_their_definitions(rewards):
-    r, N = torch.tensor([rewards], dtype=torch.float64), len(rewards)
-    plain, others = dr_grpo(r)[0].tolist(), leave_one_out(r)[0].tolist()
-    for i, x in enumerate(rewards):
-        assert plain[i] == pytest.approx(x - math.fsum(rewards) / N, abs=1e-6)
-        assert others[i] == pytest.approx(x - (math.fsum(rewards) - x) / (N - 1), abs=1e-6)
+    assert torch.equal(A, torch.cat([advantages(row[None]) for row in r]))
 
 
 @given(st.lists(st.integers(-(10**9), 10**9).map(lambda i: i / 1000), min_size=1, max_size=8))
@@ -78,7 +80,6 @@ def test_advantages_are_finite_and_bounded(rewards):
     """|A| <= sqrt(N - 1), reached by one right answer among N; a lone rollout has nothing to be compared with."""
     A = advantages(torch.tensor([rewards], dtype=torch.float64))
     assert torch.isfinite(A).all() and A.abs().max() <= math.sqrt(max(0, len(rewards) - 1)) * (1 + 1e-5)
-    assert leave_one_out(torch.tensor([rewards[:1]])).item() == 0.0
 
 
 # --- Eq. 6 ---
@@ -350,8 +351,8 @@ def test_each_picture_is_encoded_once(model):
 def test_head_never_makes_all_logits(model, monkeypatch):
     monkeypatch.setattr(LogprobHead, "CHUNK", 3)
     seen = []
-    original = grpo._chunk_logps
-    monkeypatch.setattr(grpo, "_chunk_logps", lambda h, *rest: seen.append(len(h)) or original(h, *rest))
+    original = grpo.chunk_logps
+    monkeypatch.setattr(grpo, "chunk_logps", lambda h, *rest: seen.append(len(h)) or original(h, *rest))
     Policy(model)(random_rows(5))
     assert max(seen) == 3 and sum(seen) == sum([7, 1, 4, 7, 3, 2, 6, 5])
 
@@ -363,8 +364,7 @@ import re, torch
 from perl.grpo import LogprobHead
 LogprobHead.CHUNK = 128
 held = lambda: int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024  # ru_maxrss knows the parent's
-head = torch.nn.Linear(8, 152_064, bias=False)
-head.__class__ = LogprobHead
+head = LogprobHead(8, 152_064, bias=False)
 hidden, targets = torch.randn(4096, 8, requires_grad=True), torch.arange(4096)
 before = held()
 logp, _ = head(hidden, targets, torch.tensor([5]), 1.0)
@@ -420,13 +420,13 @@ def test_rows_do_not_see_each_other(kernel, seed):
 
     "varlen": the layout for the CUDA kernel, with a loop in its place."""
     rows, q, k, v, sees = random_layout(seed)
-    keys, q_lengths, k_lengths, _ = spans(rows)
+    where = layout(rows)
     if kernel:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(grpo, "varlen_attn", loop_in_place_of_the_kernel)
-            ours = grpo._varlen(q, k[:, :, keys], v[:, :, keys], q_lengths, k_lengths, 0.3)
+            ours = grpo.varlen_attention(q, k[:, :, where.keys], v[:, :, where.keys], where, 0.3)
     else:
-        ours, _ = grpo.shared_prefix_attention(None, q, k, v, None, keys, q_lengths, k_lengths, scaling=0.3)
+        ours, _ = grpo.shared_prefix_attention(None, q, k, v, None, where, scaling=0.3)
     expected = masked(q, k, v, sees)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed))
     assert ours.shape == expected.shape and torch.allclose(ours, expected, atol=1e-5)
@@ -441,8 +441,9 @@ def test_attention_on_cuda(dtype, tolerance):
     for seed in range(8):
         rows, *qkv, sees = random_layout(seed)
         qkv = [torch.cat([x] * 8, dim=-1).detach().to("cuda", dtype).requires_grad_() for x in qkv]
-        keys, q_lengths, k_lengths, _ = spans(rows)
-        ours, _ = grpo.shared_prefix_attention(None, *qkv, None, keys.cuda(), q_lengths, k_lengths, scaling=0.3)
+        where = layout(rows)
+        where = replace(where, keys=where.keys.cuda())
+        ours, _ = grpo.shared_prefix_attention(None, *qkv, None, where, scaling=0.3)
         full = [x.detach().float().requires_grad_() for x in qkv]
         expected = masked(*full, sees.cuda())
         assert (ours.float() - expected).norm() < tolerance * expected.norm()
@@ -452,7 +453,7 @@ def test_attention_on_cuda(dtype, tolerance):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_spans_point_at_what_predicts(seed):
+def test_predictors_point_at_what_predicts(seed):
     """The predicting position of a rollout's first token is its prompt's last; of token t > 0, the token before it."""
     rows = random_layout(seed)[0]
     start, expected = 0, []
@@ -461,4 +462,4 @@ def test_spans_point_at_what_predicts(seed):
         for o in row.responses:
             expected += [last, *range(start, start + len(o) - 1)]
             start += len(o)
-    assert spans(rows)[3].tolist() == expected
+    assert layout(rows).predictors.tolist() == expected
