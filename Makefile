@@ -1,18 +1,29 @@
-# make demo    set up, then the whole pipeline on embedded real images: filter, GRPO, PeRL, evaluation, report
-# make test    set up, then pass the tests
-# make bench   set up, install trl, then one update measured beside a padded batch and TRL: bench/step.json
-# make paper   set up, then the ablations of docs/results.md: 5 seeds x 9 runs, resumable, over an hour on 2 cores
-# make setup   only the environment (.venv); quick when it is there
+# make demo       set up, then the whole pipeline on embedded real images: filter, GRPO, PeRL, report
+# make test       set up, check the format, then the tests (about 10 minutes on 2 cores)
+# make test-long  set up, then the long ones: servers, kills, whole pipelines
+# make format     format the code
+# make bench      set up, install trl, then one update measured beside a padded batch and TRL
+# make paper      set up, then the ablations of docs/results.md: over an hour on 2 cores, resumable
+# make setup      only the environment (.venv); quick when it is there
 PYTHON ?= python3
 SEED ?= 0
 
-.PHONY: demo test bench paper setup
+.PHONY: demo test test-long format bench paper setup
 
 demo: setup
 	.venv/bin/python evals/demo.py --seed $(SEED)
 
 test: setup
-	.venv/bin/python -m pytest -q tests
+	.venv/bin/ruff format --check -q .
+	.venv/bin/ruff check -q .
+	.venv/bin/python -m pytest -q -m "not long" tests
+
+test-long: setup
+	.venv/bin/python -m pytest -q -m long tests
+
+format: setup
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
 
 # The constraints keep every version that is there: trl must not move torch, transformers or vLLM.
 bench: setup

@@ -1,20 +1,22 @@
-"""The embedded task: questions about several handwritten digits, and a tiny Qwen2.5-VL to answer them.
+"""The embedded task: questions about several handwritten digits, and a tiny Qwen2.5-VL to answer
+them.
 
 Two things are made here, in minutes and without a download:
 
-1. Questions: `train.jsonl`, `test.jsonl`, `images/*.png`. The images are the 1,797 handwritten digits of
-   scikit-learn; no digit is in both files. Every kind of question is one pure function, from the digits in
-   the slots to text and answer: what is right after the images moved is what the function says of the moved
-   digits.
-2. A base model: `base/`, in Hugging Face format. Reinforcement learning starts from a model that answers in
-   the right form, is often right, and has habits. So a Qwen2.5-VL of 1M parameters, with a tokenizer made
-   from the task's own text, is warmed up by supervised training: first by a careful teacher (form, reading,
-   looking an image up), then, briefly, by a hasty one.
+1. Questions: `train.jsonl`, `test.jsonl`, `images/*.png`. The images are the 1,797 handwritten
+   digits of scikit-learn; no digit is in both files. Every kind of question is one pure function,
+   from the digits in the slots to text and answer: what is right after the images moved is what
+   the function says of the moved digits.
+2. A base model: `base/`, in Hugging Face format. Reinforcement learning starts from a model that
+   answers in the right form, is often right, and has habits. So a Qwen2.5-VL of 1M parameters,
+   with a tokenizer made from the task's own text, is warmed up by supervised training: first by a
+   careful teacher (form, reading, looking an image up), then, briefly, by a hasty one.
 
-The hasty teacher thinks like the careful one, but often ends with what the first image suggests ("A",
-"Image 1", the truth about the first image) and, when counting, stops before the last one. How often depends
-on the digit asked for (HASTE). A model can only learn this as a positional bias: move the images and its
-answer changes. HASTE is never 0 or 1, so the right answer stays within reach of sampling.
+The hasty teacher thinks like the careful one, but often ends with what the first image suggests
+("A", "Image 1", the truth about the first image) and, when counting, stops before the last one.
+How often depends on the digit asked for (HASTE). A model can only learn this as a positional
+bias: move the images and its answer changes. HASTE is never 0 or 1, so the right answer stays
+within reach of sampling.
 
     python data/digits.py [--out runs/digits] [--seed 0] [--no-warmup]
 """
@@ -37,25 +39,48 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import (GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig,
-                          Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLImageProcessorPil,
-                          Qwen2VLVideoProcessor)
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLVideoProcessor,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from perl.permute import plain  # noqa: E402
 from perl.rollout import INSTRUCTION, prompt_text  # noqa: E402
 
 # The settings of `make demo`, and of train.py without arguments.
-TRAIN = {"steps": 20, "prompts": 32, "updates": 2, "n_s": 1, "n": 6, "lr": 1e-4, "beta": 0.01, "micro_batch": 8,
-         "max_prompt": 256, "max_tokens": 48}
+TRAIN = {
+    "steps": 20,
+    "prompts": 32,
+    "updates": 2,
+    "n_s": 1,
+    "n": 6,
+    "lr": 1e-4,
+    "beta": 0.01,
+    "micro_batch": 8,
+    "max_prompt": 256,
+    "max_tokens": 48,
+}
 
-# Kinds of questions: how many in train.jsonl, how many in test.jsonl, and their weight in the warm-up.
-# Sorting ("sequence") can be drawn too, but is not taught, and so not asked: it is too much for so short a
-# warm-up. Given weight 2 (seed 0, 200 fresh questions of each kind, greedy, after the careful teacher), the
-# model sorts 0.41 right, 0.86 with two images and none with five, and "references" fall from 0.96 to 0.84;
-# counting up to find the next digit ("0 third 1 2 first ...") instead of naming it gives 0.43 and 0.88.
-KINDS = {"options": (400, 80, 4), "references": (300, 50, 3), "invariant": (300, 50, 3),
-         "index": (150, 40, 2), "single": (100, 20, 1), "sequence": (0, 0, 0)}
+# Kinds of questions: how many in train.jsonl, how many in test.jsonl, and their weight in the
+# warm-up. Sorting ("sequence") can be drawn too, but is not taught, and so not asked: it is too
+# much for so short a warm-up. Given weight 2 (seed 0, 200 fresh questions of each kind, greedy,
+# after the careful teacher), the model sorts 0.41 right, 0.86 with two images and none with five,
+# and "references" fall from 0.96 to 0.84; counting up to find the next digit ("0 third 1 2 first
+# ...") instead of naming it gives 0.43 and 0.88.
+KINDS = {
+    "options": (400, 80, 4),
+    "references": (300, 50, 3),
+    "invariant": (300, 50, 3),
+    "index": (150, 40, 2),
+    "single": (100, 20, 1),
+    "sequence": (0, 0, 0),
+}
 TEST_DIGITS = 360
 HASTE = [0.4, 0.8] * 5  # how often the hasty teacher is hasty when asked about a 0, 1, ..., 9
 CAREFUL = {"steps": 450, "lr": 2e-3}
@@ -84,19 +109,23 @@ def slots(n):
 
 
 def look(names, digits, d):
-    """The thought of someone who looks for d: slot, digit read, does it match ("A 3 no B 7 yes C 1 no")."""
-    return " ".join(f"{name} {digit} {'yes' if digit == d else 'no'}" for name, digit in zip(names, digits))
+    """The thought of someone who looks for d: slot, digit read, does it match ("A 3 no B 7 yes C
+    1 no")."""
+    return " ".join(
+        f"{name} {digit} {'yes' if digit == d else 'no'}" for name, digit in zip(names, digits)
+    )
 
 
 def true_or_false(claim, thought, verdict, hasty, haste):
-    """A claim with two lettered options; `verdict` and `hasty` are what the two teachers hold for true."""
+    """A claim with two lettered options; `verdict` and `hasty` are what the two teachers hold for
+    true."""
     text, letter = f"{claim} True or false?\n(A) True\n(B) False", {True: "A", False: "B"}
     return Question(text, letter[verdict], f"{thought} so {verdict}", letter[hasty], haste)
 
 
 def ask_options(digits, d):
     """Which of the lettered images shows d? Exactly one does."""
-    letters = "ABCDE"[:len(digits)]
+    letters = "ABCDE"[: len(digits)]
     text = "\n".join(f"{letter}. <image>" for letter in letters) + f"\nWhich image shows a {d}?"
     slot = digits.index(d)
     return Question(text, mark(slot, letters[slot]), look(letters, digits, d), "A", HASTE[d])
@@ -118,15 +147,20 @@ def ask_count(digits, d):
 
 
 def ask_any_or_all(digits, d, quantifier):
-    """At least one image shows d, or all do: true or false? The hasty teacher judges by the first."""
+    """At least one image shows d, or all do: true or false? The hasty teacher judges by the
+    first."""
     names, images = slots(len(digits))
-    claim = images + {any: f"At least one image shows a {d}.", all: f"All images show a {d}."}[quantifier]
+    claim = (
+        images
+        + {any: f"At least one image shows a {d}.", all: f"All images show a {d}."}[quantifier]
+    )
     verdict, hasty = quantifier(x == d for x in digits), digits[0] == d
     return true_or_false(claim, look(names, digits, d), verdict, hasty, HASTE[d])
 
 
 def ask_statement(digits, slot, d):
-    """The left / second / ... image shows d: true or false? The hasty teacher judges the first instead."""
+    """The left / second / ... image shows d: true or false? The hasty teacher judges the first
+    instead."""
     names, images = slots(len(digits))
     claim = f"{images}The {mark(slot, names[slot])} image shows a {d}."
     verdict, hasty = digits[slot] == d, digits[0] == d
@@ -135,11 +169,15 @@ def ask_statement(digits, slot, d):
 
 
 def ask_sequence(digits):
-    """Sort the images by their digits, all different. The hasty teacher leaves them as they stand."""
+    """Sort the images by their digits, all different. The hasty teacher leaves them as they
+    stand."""
     names, images = slots(len(digits))
     ranking = sorted(range(len(digits)), key=lambda i: digits[i])
-    thought = " ".join([f"{name} {digit}" for name, digit in zip(names, digits)]
-                       + ["so"] + [f"{digits[i]} {names[i]}" for i in ranking])
+    thought = " ".join(
+        [f"{name} {digit}" for name, digit in zip(names, digits)]
+        + ["so"]
+        + [f"{digits[i]} {names[i]}" for i in ranking]
+    )
     answer = ",".join(mark(i, i + 1) for i in ranking)
     hasty = ",".join(str(i + 1) for i in range(len(digits)))
     text = f"{images}Sort the images from the smallest digit to the largest."
@@ -159,7 +197,8 @@ def ask_even(digits):
 
 
 def draw(kind, rng):
-    """Draw a question: the function that asks it, the digits of its slots, the function's other arguments.
+    """Draw a question: the function that asks it, the digits of its slots, the function's other
+    arguments.
 
     Slots are uniform: the image that decides the answer stands equally often in each."""
     n, d = rng.randint(2, 5), rng.randrange(10)
@@ -176,18 +215,24 @@ def draw(kind, rng):
         count = rng.choice({None: range(n + 1), any: (0, 1), all: (n - 1, n)}[quantifier])
         for i in rng.sample(range(n), count):
             digits[i] = d
-        return (ask_any_or_all, digits, (d, quantifier)) if quantifier else (ask_count, digits, (d,))
+        return (
+            (ask_any_or_all, digits, (d, quantifier)) if quantifier else (ask_count, digits, (d,))
+        )
     if kind == "sequence":
         return ask_sequence, rng.sample(range(10), n), ()
     return rng.choice((ask_single, ask_even)), [d], ()
 
 
 def split_digits(seed):
-    """Two disjoint banks of digits, {"train": {digit: [indices into load_digits()]}, "test": {...}}."""
+    """Two disjoint banks of digits, {"train": {digit: [indices into load_digits()]}, "test":
+    {...}}."""
     labels = load_digits().target
     indices = random.Random(f"split {seed}").sample(range(len(labels)), len(labels))
     parts = {"test": indices[:TEST_DIGITS], "train": indices[TEST_DIGITS:]}
-    return {name: {d: [i for i in part if labels[i] == d] for d in range(10)} for name, part in parts.items()}
+    return {
+        name: {d: [i for i in part if labels[i] == d] for d in range(10)}
+        for name, part in parts.items()
+    }
 
 
 def pick(digits, bank, rng):
@@ -213,9 +258,19 @@ def write_questions(out, seed, banks):
             for number in range(counts[column]):
                 ask, digits, arguments = draw(kind, rng)
                 question = ask(digits, *arguments)
-                paths = [f"images/digit-{index:04d}.png" for index in pick(digits, banks[name], rng)]
-                rows.append({"id": f"{name}-{kind}-{number}", "images": paths, "question": question.text,
-                             "answer": question.answer, "permute": question.permute, "task": kind})
+                paths = [
+                    f"images/digit-{index:04d}.png" for index in pick(digits, banks[name], rng)
+                ]
+                rows.append(
+                    {
+                        "id": f"{name}-{kind}-{number}",
+                        "images": paths,
+                        "question": question.text,
+                        "answer": question.answer,
+                        "permute": question.permute,
+                        "task": kind,
+                    }
+                )
         rng.shuffle(rows)
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -224,8 +279,15 @@ def response(thought, answer):
     return f"<think>{thought}</think> \\boxed{{{answer}}}"
 
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-           "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 # Qwen's chat format; an image stands where the message has it.
 CHAT_TEMPLATE = """\
 {%- for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}
@@ -238,49 +300,106 @@ CHAT_TEMPLATE = """\
 def make_processor():
     """Qwen2.5-VL's processor with a tokenizer of our own.
 
-    Byte-level BPE on the task's text: its words are one token each, other text still encodes, as bytes."""
+    Byte-level BPE on the task's text: its words are one token each, other text still encodes, as
+    bytes."""
     rng, corpus = random.Random(0), ["user assistant system", INSTRUCTION]
     for kind in KINDS:
         for _ in range(500):
             ask, digits, arguments = draw(kind, rng)
             question = ask(digits, *arguments)
             corpus += [plain(question.text), response(question.thought, plain(question.answer))]
-    apart = (re.sub("<image>|</?think>", "\n", text) for text in corpus)  # they are tokens of their own
+    apart = (
+        re.sub("<image>|</?think>", "\n", text) for text in corpus
+    )  # they are tokens of their own
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    bpe.train_from_iterator(apart, trainers.BpeTrainer(
-        vocab_size=2000, special_tokens=SPECIAL, show_progress=False,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())))
-    bpe.add_tokens([AddedToken(tag, normalized=False) for tag in ("<think>", "</think>")])  # they print
+    bpe.pre_tokenizer, bpe.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
+    bpe.train_from_iterator(
+        apart,
+        trainers.BpeTrainer(
+            vocab_size=2000,
+            special_tokens=SPECIAL,
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
+    bpe.add_tokens(
+        [AddedToken(tag, normalized=False) for tag in ("<think>", "</think>")]
+    )  # they print
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        additional_special_tokens=SPECIAL, padding_side="left", model_max_length=4096)
-    size = {"shortest_edge": 784, "longest_edge": 784}  # areas: every image becomes 28 x 28 = 784 pixels
-    return Qwen2_5_VLProcessor(Qwen2VLImageProcessorPil(size=size), tokenizer,
-                               Qwen2VLVideoProcessor(size=size), chat_template=CHAT_TEMPLATE)
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=SPECIAL,
+        padding_side="left",
+        model_max_length=4096,
+    )
+    size = {
+        "shortest_edge": 784,
+        "longest_edge": 784,
+    }  # areas: every image becomes 28 x 28 = 784 pixels
+    return Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessorPil(size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(size=size),
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def make_model(processor):
-    """A Qwen2.5-VL of 1M random parameters. head_dim 32 is the least that vLLM's CPU attention takes."""
+    """A Qwen2.5-VL of 1M random parameters. head_dim 32 is the least that vLLM's CPU attention
+    takes."""
     token, width = processor.tokenizer.convert_tokens_to_ids, 128
-    # The usual 0.02 suits large widths; starting there, so narrow a model learns to read far more slowly.
+    # The usual 0.02 suits large widths; starting there, so narrow a model learns to read far more
+    # slowly.
     start = {"initializer_range": width**-0.5}
     end, pad = token("<|im_end|>"), token("<|endoftext|>")
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
-        text_config=dict(
-            vocab_size=len(processor.tokenizer), hidden_size=width, intermediate_size=2 * width,
-            num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            tie_word_embeddings=True, bos_token_id=None, eos_token_id=end, pad_token_id=pad, **start),
-        vision_config=dict(
-            depth=1, hidden_size=64, intermediate_size=192, num_heads=2, out_hidden_size=width, patch_size=14,
-            spatial_merge_size=2, temporal_patch_size=2, window_size=112, fullatt_block_indexes=[0],
-            **start),
-        image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
-        vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),
-        tie_word_embeddings=True))
-    model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, eos_token_id=end,
-                                               pad_token_id=pad)
+    model = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config=dict(
+                vocab_size=len(processor.tokenizer),
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                max_position_embeddings=4096,
+                rope_parameters={
+                    "rope_type": "default",
+                    "rope_theta": 10000.0,
+                    "mrope_section": [4, 6, 6],
+                },
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=end,
+                pad_token_id=pad,
+                **start,
+            ),
+            vision_config=dict(
+                depth=1,
+                hidden_size=64,
+                intermediate_size=192,
+                num_heads=2,
+                out_hidden_size=width,
+                patch_size=14,
+                spatial_merge_size=2,
+                temporal_patch_size=2,
+                window_size=112,
+                fullatt_block_indexes=[0],
+                **start,
+            ),
+            image_token_id=token("<|image_pad|>"),
+            video_token_id=token("<|video_pad|>"),
+            vision_start_token_id=token("<|vision_start|>"),
+            vision_end_token_id=token("<|vision_end|>"),
+            tie_word_embeddings=True,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, eos_token_id=end, pad_token_id=pad
+    )
     return model
 
 
@@ -295,35 +414,49 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
     patches = patches.view(len(pictures), 4, -1)  # (1797, 4, 1176)
 
     def one_batch(haste):
-        """(prompt ids, response ids, images) of fresh questions, the longer half apart: less padding."""
+        """(prompt ids, response ids, images) of fresh questions, the longer half apart: less
+        padding."""
         sequences = []
         for kind in rng.choices(kinds, weights, k=batch):
             ask, digits, arguments = draw(kind, rng)
             question = ask(digits, *arguments)
-            answer = question.hasty if haste and rng.random() < question.haste else plain(question.answer)
+            answer = (
+                question.hasty
+                if haste and rng.random() < question.haste
+                else plain(question.answer)
+            )
             prompt = processor.tokenizer.encode(prompt_text(processor, question.text))
             said = processor.tokenizer.encode(response(question.thought, answer) + "<|im_end|>")
             sequences.append((prompt, said, pick(digits, bank, rng)))
         sequences.sort(key=lambda sequence: len(sequence[0]) + len(sequence[1]))
-        return sequences[:batch // 2], sequences[batch // 2:]
+        return sequences[: batch // 2], sequences[batch // 2 :]
 
     def loss_sum(sequences):
         """Summed cross-entropy of the responses' tokens."""
         rows, length = len(sequences), max(len(prompt) + len(said) for prompt, said, _ in sequences)
-        ids = torch.full((rows, length), model.config.text_config.pad_token_id)  # (B, L), padded on the right
+        ids = torch.full(
+            (rows, length), model.config.text_config.pad_token_id
+        )  # (B, L), padded on the right
         targets = torch.full((rows, length), -100)  # (B, L), -100 outside the responses
         for row, (prompt, said, _) in enumerate(sequences):
-            ids[row, :len(prompt) + len(said)] = torch.tensor(prompt + said)
-            targets[row, len(prompt):len(prompt) + len(said)] = torch.tensor(said)
-        pixel_values = patches[[index for _, _, shown in sequences for index in shown]].flatten(0, 1)
-        # One token per image, so all three rows of M-RoPE count 0, 1, 2, ...; nothing sees the padding.
+            ids[row, : len(prompt) + len(said)] = torch.tensor(prompt + said)
+            targets[row, len(prompt) : len(prompt) + len(said)] = torch.tensor(said)
+        pixel_values = patches[[index for _, _, shown in sequences for index in shown]].flatten(
+            0, 1
+        )
+        # One token per image, so all three rows of M-RoPE count 0, 1, 2, ...; nothing sees the
+        # padding.
         hidden = model.model(
-            input_ids=ids, position_ids=torch.arange(length).expand(3, rows, length), use_cache=False,
-            pixel_values=pixel_values, image_grid_thw=torch.tensor([[1, 2, 2]] * (len(pixel_values) // 4)),
+            input_ids=ids,
+            position_ids=torch.arange(length).expand(3, rows, length),
+            use_cache=False,
+            pixel_values=pixel_values,
+            image_grid_thw=torch.tensor([[1, 2, 2]] * (len(pixel_values) // 4)),
         ).last_hidden_state  # (B, L, width)
         kept = targets[:, 1:] != -100
-        return torch.nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][kept]), targets[:, 1:][kept],
-                                                 reduction="sum")
+        return torch.nn.functional.cross_entropy(
+            model.lm_head(hidden[:, :-1][kept]), targets[:, 1:][kept], reduction="sum"
+        )
 
     losses = []
     model.train()
@@ -331,7 +464,9 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
         optimizer = torch.optim.AdamW(model.parameters(), lr=phase["lr"], betas=(0.9, 0.95))
         progress = tqdm(range(phase["steps"]), desc=name)
         for t in progress:
-            optimizer.param_groups[0]["lr"] = phase["lr"] * min((t + 1) / 20, 1 - t / phase["steps"])
+            optimizer.param_groups[0]["lr"] = phase["lr"] * min(
+                (t + 1) / 20, 1 - t / phase["steps"]
+            )
             halves = one_batch(haste)
             tokens = sum(len(said) for half in halves for _, said, _ in half)
             losses.append(0.0)
@@ -348,11 +483,14 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
 
 
 def build(out, seed=0, warmup=True) -> None:
-    """Write OUT/train.jsonl, test.jsonl, images/ and base/; at once if this very script made them already.
+    """Write OUT/train.jsonl, test.jsonl, images/ and base/; at once if this very script made them
+    already.
 
     warmup=False leaves the base untrained (seconds instead of minutes), for tests."""
     out = Path(out)
-    stamp = hashlib.sha256(f"{Path(__file__).read_text()}{INSTRUCTION}{seed}{warmup}".encode()).hexdigest()
+    stamp = hashlib.sha256(
+        f"{Path(__file__).read_text()}{INSTRUCTION}{seed}{warmup}".encode()
+    ).hexdigest()
     if (out / ".stamp").is_file() and (out / ".stamp").read_text() == stamp:
         return
     (out / ".stamp").unlink(missing_ok=True)
@@ -369,26 +507,41 @@ def build(out, seed=0, warmup=True) -> None:
 
 
 def example(rank, resume=False):
-    """The arguments with which train.py trains this task, built by rank 0 if it is not there. The other ranks wait. A run goes to
-    runs/example-1, the next to runs/example-2 and so on; `resume` names the last one."""
+    """The arguments with which train.py trains this task, built by rank 0 if it is not there. The
+    other ranks wait. A run goes to runs/example-1, the next to runs/example-2 and so on; `resume`
+    names the last one."""
     runs = Path(__file__).resolve().parents[1] / "runs"
     out, k = runs / "digits", 1
     while (runs / f"example-{k}").exists():
         k += 1
     if rank == 0:
-        print("No --model and --data: training the embedded digits task. The paper's run: torchrun --nproc_per_node 8 "
-              "perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct --data TRAIN.jsonl --out RUN", flush=True)
-        alone = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}  # all cores, for once
+        print(
+            "No --model and --data: training the embedded digits task. The paper's run: "
+            "torchrun --nproc_per_node 8 perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct "
+            "--data TRAIN.jsonl --out RUN",
+            flush=True,
+        )
+        alone = {
+            k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"
+        }  # all cores, for once
         subprocess.run([sys.executable, __file__, "--out", out], env=alone, check=True)
     torch.distributed.barrier()
-    return TRAIN | {"model": str(out / "base"), "data": str(out / "train.jsonl"), "out": str(runs / f"example-{max(1, k - resume)}")}
+    return TRAIN | {
+        "model": str(out / "base"),
+        "data": str(out / "train.jsonl"),
+        "out": str(runs / f"example-{max(1, k - resume)}"),
+    }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Build the embedded digits task and its base model.")
+    parser = argparse.ArgumentParser(
+        description="Build the embedded digits task and its base model."
+    )
     parser.add_argument("--out", default="runs/digits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-warmup", action="store_true", help="leave the base untrained, for tests")
+    parser.add_argument(
+        "--no-warmup", action="store_true", help="leave the base untrained, for tests"
+    )
     args = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
     build(args.out, args.seed, not args.no_warmup)

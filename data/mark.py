@@ -1,31 +1,34 @@
 """Marks by rule: which words of a question name an image, in English and Chinese.
 
-perl/permute.py renames what is marked and reads no language. This file does the reading, once, into a file that can be
-looked at before a GPU hour is spent:
+perl/permute.py renames what is marked and reads no language. This file does the reading, once,
+into a file that can be looked at before a GPU hour is spent:
 
-    raw      {"images": ["a.png", "b.png"], "question": "<image> <image> The left image shows a dog. ...", "answer": "A",
-              "permute": true}
-    marked   {..., "question": "<image> <image> The [[1|left]] image shows a dog. ...", "permute": true}
+    raw      {"permute": true, "question": "<image> <image> The left image shows a dog. ..."}
+    marked   {"permute": true, "question": "<image> <image> The [[1|left]] image shows a dog. ..."}
 
-Every row comes out. `permute` is true where any order of the images asks the same question and every name of an image
-is marked; else it is false and `why` says why, and the text is as it was. The rules decide in three steps:
+Every row comes out. `permute` is true where any order of the images asks the same question and
+every name of an image is marked; else it is false and `why` says why, and the text is as it was.
+The rules decide in three steps:
 
-    recognise   WAYS: the ways to name an image with a word that says which         -> Name, with the slots it names
-    doubt       a wording around a name that may mean something else, and what is left of the text once every name is
-                masked as "@" (REFUSALS): a position word that is left may be a name in a way unknown here   -> Reason
-    mark        each word as [[slot|word]]; a set or a range ("images 2 to 4") has no single word for where it goes, so
-                it is written out ("images [[2|2]], [[3|3]] and [[4|4]]")
+    recognise   WAYS: the ways to name an image with a word that says which; each gives a Name,
+                with the slots it names
+    doubt       a wording around a name that may mean something else; and REFUSALS, what may not
+                be left of the text once every name is masked as "@": a position word that is left
+                may be a name in a way unknown here
+    mark        each word as [[slot|word]]; a set or a range ("images 2 to 4") has no single word
+                for where it goes: it is written out ("images [[2|2]], [[3|3]] and [[4|4]]")
 
-A row may declare `permute`. Declared true, every name is marked, or the row is false with the reason. Declared false
-stays false. Without a declaration a row is true only for a question form of CERTAIN, or where its options are images:
-never because no forbidden word was found, since "Each image shows one digit. What number do they make?" has none. What
-is not certain is false: a missed permutation costs little, a wrong label a whole group.
+A row may declare `permute`. Declared true, every name is marked, or the row is false with the
+reason. Declared false stays false. Without a declaration a row is true only for a question form
+of CERTAIN, or where its options are images: never because no forbidden word was found, since
+"Each image shows one digit. What number do they make?" has none. What is not certain is false: a
+missed permutation costs little, a wrong label a whole group.
 
     python data/mark.py RAW.jsonl --out MARKED.jsonl [--explain]
 
-Rows of the first version (`order`) are converted: fixed is false, all others were declared true. Rows with marks are
-not marked again; a name that the rules see and the marks miss is reported. The paper asks GPT-4o for this label.
-"""
+Rows of the first version (`order`) are converted: fixed is false, all others were declared true.
+Rows with marks are not marked again; a name that the rules see and the marks miss is reported.
+The paper asks GPT-4o for this label."""
 
 import argparse
 import enum
@@ -108,7 +111,9 @@ SOFT = (  # an image only in a text that does not speak of images besides
     r"|figs?\b\.?|#(?=\d)|(?:option|choice|candidate)s?(?= [#(]?\d))"
 )
 SIDE = "(?:left|right)(?:-?hand|most)?|top|bottom|upper|lower|middle|central|center|centre"
-NUMERALS = [f"{k}{'st' if k == 1 else 'nd' if k == 2 else 'rd' if k == 3 else 'th'}" for k in range(1, 21)]
+NUMERALS = [
+    f"{k}{'st' if k == 1 else 'nd' if k == 2 else 'rd' if k == 3 else 'th'}" for k in range(1, 21)
+]
 NTH = one_of([*ORDINALS, *NUMERALS])  # "third", "3rd"
 COUNT = one_of(CARDINALS)  # "three"
 HAN = "(?:十[一二三四五六七八九]|二十|[一二三四五六七八九十])"  # 三, 十二
@@ -119,9 +124,11 @@ TO = (  # "2-4", "2 to 4", "second through third", 1到图3
     r"| (?:to|through|thru) (?:the )?(?!last)|[至到][图第]?)"
 )
 AND = (  # "1 and 3", "1, 3", "(1)(3)", 一和第三
-    r"(?:[)\]$）]?(?:, ?(?:and |or )?| (?:and|or|&|vs\.?) |[和与或及、]|(?<=\))(?=\())(?:the |第|图)?(?:[(\[（]|\$(?=\w{1,2}\$))?)"
+    r"(?:[)\]$）]?(?:, ?(?:and |or )?| (?:and|or|&|vs\.?) |[和与或及、]|(?<=\))(?=\())(?:the |第"
+    r"|图)?(?:[(\[（]|\$(?=\w{1,2}\$))?)"
 )
-EDGE = rf"(?:first|last|initial|final) (?:{COUNT}|[2-9])\b|最?[前后][两三四五六七八九2-9]"  # "first two", 前两
+# "first two", 前两
+EDGE = rf"(?:first|last|initial|final) (?:{COUNT}|[2-9])\b|最?[前后][两三四五六七八九2-9]"
 ORDINAL = (
     rf"{NTH}|last|initial|final|(?:(?:pre)?antepen|pen)?ultimate"
     rf"|(?:opening|starting|foremost|lead|premiere|end|secondary|tertiary)(?= {NOUN})"
@@ -144,9 +151,12 @@ NUMBERS = "|".join(
         listing(r"[ivx]+\b"),
     ]
 )
-ONE_NUMBER = NUMBERS.replace(", ?(?:and |or )?|", "")  # of a singular: "in image 2, 3 dogs sleep" holds no list
+ONE_NUMBER = NUMBERS.replace(
+    ", ?(?:and |or )?|", ""
+)  # of a singular: "in image 2, 3 dogs sleep" holds no list
 RANGE = TO.join([rf"(?:\d\d?|[a-h]|[ivx]+|{COUNT})(?![\w%])"] * 2)  # "2 to 4"
-PLACES = rf"{NTHS}|(?:(?<=the )|(?<=and )|(?<![a-z] )){SIDES}|(?:{SIDE})(?! to)"  # "facing left and the right": no list
+# No list: "facing left and the right image".
+PLACES = rf"{NTHS}|(?:(?<=the )|(?<=and )|(?<![a-z] )){SIDES}|(?:{SIDE})(?! to)"
 
 
 @dataclass(frozen=True)
@@ -195,7 +205,8 @@ WAYS = [
     ),
     Way(
         "han_letter",
-        rf"(?<![a-z])(?P<han_letter>{listing('[a-h①-⑩甲乙丙丁](?=[、和与图两三四])')})(?:[两三四]?[张幅])?图(?![书形案表纸画片])",
+        rf"(?<![a-z])(?P<han_letter>{listing('[a-h①-⑩甲乙丙丁](?=[、和与图两三四])')})"
+        r"(?:[两三四]?[张幅])?图(?![书形案表纸画片])",
         "甲图",
     ),
     Way(
@@ -207,21 +218,28 @@ WAYS = [
 NAME = re.compile("|".join(way.pattern for way in WAYS), re.M)
 
 # All of an option or of an answer: "Left", "the second one", "(2)", "C", 第三张.
-BARE = re.compile(rf"(?:the |选|第)?[(\[（]?(?P<bare>{PLACES}|{NUMBERS}|{HANS}|{MARKS})[)\]）]?(?: ones?|[张幅个]?(?:图片?)?)?[.。]?")
+BARE = re.compile(
+    rf"(?:the |选|第)?[(\[（]?(?P<bare>{PLACES}|{NUMBERS}|{HANS}|{MARKS})[)\]）]?(?: ones?"
+    rf"|[张幅个]?(?:图片?)?)?[.。]?"
+)
 
 TOKEN = (  # one word of a name
-    rf"(?:(?<![a-z])(?!(?:and|or|vs|the)\b)(?:{EDGE}|[a-z]+ to last|[a-z]+-hand|[a-z]+|\d+[a-z]*)|最后一|倒数第{HAN}"
+    rf"(?:(?<![a-z])(?!(?:and|or|vs|the)\b)(?:{EDGE}|[a-z]+ to last|[a-z]+-hand|[a-z]+|\d+[a-z]*)"
+    rf"|最后一|倒数第{HAN}"
     rf"|[左右][边侧]|中间|{HAN}|[①-⑩甲乙丙丁戊己庚辛左右中首末])"
 )
 WORD = re.compile(rf"{TOKEN}(?:{TO}{TOKEN})?")
 JOIN = re.compile(TO)
 FIRST_OR_LAST = re.compile(r"(first|initial|last|final|最?[前后]) ?(.+)")
-SIZES = {word: k for k, word in enumerate(CARDINALS, 1)} | {word: k for k, word in enumerate("一两三四五六七八九", 1)}
+SIZES = {word: k for k, word in enumerate(CARDINALS, 1)} | {
+    word: k for k, word in enumerate("一两三四五六七八九", 1)
+}
 
 
 @dataclass(frozen=True)
 class Word:
-    """Characters start:end of a text name the images in `slots` (1-based): one image, or a set or range of several."""
+    """Characters start:end of a text name the images in `slots` (1-based): one image, or a set or
+    range of several."""
 
     start: int
     end: int
@@ -244,7 +262,8 @@ class Name:
 
 
 def slot_of(word: str, n: int) -> int:
-    """The slot that `word` names among n images. Raises Unclear where there is none, or more than one."""
+    """The slot that `word` names among n images. Raises Unclear where there is none, or more than
+    one."""
     slots = {slot for slot, known in vocabulary(n, 0) if known == word}
     if len(slots) != 1:
         raise Unclear(Reason.NO_WORD, word)
@@ -252,7 +271,8 @@ def slot_of(word: str, n: int) -> int:
 
 
 def slots_of(said: str, n: int) -> tuple[int, ...]:
-    """The slots that a word, a range or a set names: "2" (2,), "2 to 4" (2, 3, 4), "last two" (n - 1, n)."""
+    """The slots that a word, a range or a set names: "2" (2,), "2 to 4" (2, 3, 4), "last two" (n
+    - 1, n)."""
     low = said.lower()
     edge = re.fullmatch(EDGE, low)
     if edge:
@@ -288,40 +308,54 @@ def words_of(text: str, start: int, end: int, n: int) -> tuple[Word, ...]:
 
 # --- Doubts about a name, by the words around it ---
 
-AFTER_ANY = re.compile(r"\b(?:an?|one|each|every|any|no|another|which|two|three|\d|(the|this|its)) $")  # "an image 2"
+AFTER_ANY = re.compile(
+    r"\b(?:an?|one|each|every|any|no|another|which|two|three|\d|(the|this|its)) $"
+)  # "an image 2"
 BEFORE_HASH = re.compile(  # "#1" at the start, or after a word that an image may follow
-    r"(?:^|[.?!,(:\n\0\1]|\b(?:in|is|and|or|of|than|between|to|vs|with|does|do|are|like|compare))\s*$"
+    r"(?:^|[.?!,(:\n\0\1]|\b(?:in|is|and|or|of|than|between|to|vs|with|does|do|are|like"
+    r"|compare))\s*$"
 )
-FOLLOWS_NUMBER = re.compile(  # what may follow "image 2", but no count of things: not "image 2 dogs"
+FOLLOWS_NUMBER = re.compile(  # what may follow "image 2"; "image 2 dogs" may count dogs
     r" ?[^\w\s]|\s*$|\s*\n|\s{2,}|[一-龥]"
-    r"| (?:is|are|was|were|has|have|do|does|and|or|but|while|in|on|at|of|for|from|to|with|as|than|that|not"
+    r"| (?:is|are|was|were|has|have|do|does|and|or|but|while|in|on|at|of|for|from|to|with|as|than"
+    r"|that|not"
     r"|can|could|would|shows?|depicts?|contains?|features?|covers?|grows?|equals|differs?|looks?"
-    r"|(?:show|look|fac|depict|contain|wear|hold|stand|sitt)ing|(?:wear|hold|stand|sit)s|faces (?:left|right)|lack|share|more|less|closer|match|both|all|only|also"
+    r"|(?:show|look|fac|depict|contain|wear|hold|stand|sitt)ing|(?:wear|hold|stand|sit)s"
+    r"|faces (?:left|right)|lack|share|more|less|closer|match|both|all|only|also"
     r"|similar|like|[a-z]+e[rd]|taken|there|an?|the|it|he|she|they|we|you)\b"
 )
 OF_SOME = re.compile(  # "the second image with a dog": the second of some
     r" (?:with(?! respect)|that|which|where|showing|containing|depicting|having|in which)\b"
 )
 IN_ORDER = re.compile(  # a set whose order matters
-    r"respectively|increas|decreas|grow|bigger|trend|rotat|evol|mov(?:e|ing)|\bfrom .* to |分别|[增减从由移]"
+    r"respectively|increas|decreas|grow|bigger|trend|rotat|evol|mov(?:e|ing)|\bfrom .* to |分别"
+    r"|[增减从由移]"
 )
 ONE_IMAGE = re.compile(rf"\b(?:each|every|both|an?|one|either) {NOUN}")
 PRONOUN_I = re.compile(" (?:like|have|do|can|was|[a-z]+ed)")  # "the picture I like"
-COMPARES = re.compile(r"\bcompar\w+ (?:with|to|against)\b|\bthan\b|\blike\b|\bas \w+ as\b|\bsimilar to\b|\bdiffer\w* from\b")
+COMPARES = re.compile(
+    r"\bcompar\w+ (?:with|to|against)\b|\bthan\b|\blike\b|\bas \w+ as\b|\bsimilar to\b"
+    r"|\bdiffer\w* from\b"
+)
 COUNTED = re.compile(rf"\b(?:{COUNT}|several|many|few|some|\d+) (?:\w+ )?(?!{NOUN})\w+s\b")
 
 
 def is_article(text: str, m: re.Match) -> bool:
-    """"in one image a dog sleeps": no image A."""
+    """ "in one image a dog sleeps": no image A."""
     start, end = m.span(m.lastgroup)
     return text[start:end] == "a" and text[start - 1] != "("
 
 
 def compares(low: str, m: re.Match) -> bool:
-    """Does "the second one" compare images? Its sentence names an image and compares, and the text counts no things."""
+    """Does "the second one" compare images? Its sentence names an image and compares, and the
+    text counts no things."""
     start = max(low.rfind(stop, 0, m.start()) for stop in ".?!\n") + 1
     sentence = re.split(r"[.?!\n]", low[start:])[0]
-    return bool(COMPARES.search(sentence) and re.search(rf"{NTH} {NOUN}", sentence) and not COUNTED.search(low))
+    return bool(
+        COMPARES.search(sentence)
+        and re.search(rf"{NTH} {NOUN}", sentence)
+        and not COUNTED.search(low)
+    )
 
 
 def is_doubtful(text: str, low: str, m: re.Match) -> bool:
@@ -354,15 +388,17 @@ def is_doubtful(text: str, low: str, m: re.Match) -> bool:
 
 def is_set(said: str) -> bool:
     """ "first two", "2 to 4": several images by one word."""
-    return bool(re.fullmatch(EDGE, said)) or bool(re.search(rf".{TO}.", said) and not said.endswith(" to last"))
+    return bool(re.fullmatch(EDGE, said)) or bool(
+        re.search(rf".{TO}.", said) and not said.endswith(" to last")
+    )
 
 
 # --- Names ---
 
 
 def find_names(text: str, n: int, bare_spans: Sequence[tuple[int, int]] = ()) -> list[Name]:
-    """The names of images in `text`, in order; in each of `bare_spans` (an option, an answer) also a mere word such
-    as "2". Raises Unclear where words may or may not be one."""
+    """The names of images in `text`, in order; in each of `bare_spans` (an option, an answer)
+    also a mere word such as "2". Raises Unclear where words may or may not be one."""
     low = text.lower()
     if len(low) != len(text):
         raise Unclear(Reason.LANGUAGE)
@@ -381,7 +417,9 @@ def find_names(text: str, n: int, bare_spans: Sequence[tuple[int, int]] = ()) ->
             raise Unclear(Reason.DOUBT, m[0])
         soft = re.match(SOFT, m[0])
         noun = soft[0][:3] if soft else "ima"
-        names.append(Name(m.start(), m.end(), m.lastgroup, noun, words_of(text, *m.span(m.lastgroup), n)))
+        names.append(
+            Name(m.start(), m.end(), m.lastgroup, noun, words_of(text, *m.span(m.lastgroup), n))
+        )
 
     names.sort(key=lambda name: name.start)
     check_mixture(low, names)
@@ -389,11 +427,15 @@ def find_names(text: str, n: int, bare_spans: Sequence[tuple[int, int]] = ()) ->
 
 
 def check_mixture(low: str, names: Sequence[Name]) -> None:
-    """Raises Unclear where a text names images in two ways: "the first picture on the wall in image 2" names one."""
+    """Raises Unclear where a text names images in two ways: "the first picture on the wall in
+    image 2" names one."""
     nouns, sides = set(), set()
     for name in names:
         nouns |= {noun[:3] for noun in re.findall(NOUN, low[name.start : name.end])}
-        sides.add(name.way == "han_side" or any(re.match(rf"(?:{SIDE})\b", word.said.lower()) for word in name.words))
+        sides.add(
+            name.way == "han_side"
+            or any(re.match(rf"(?:{SIDE})\b", word.said.lower()) for word in name.words)
+        )
     if len(nouns) > 1 or len(sides) > 1:
         raise Unclear(Reason.MIXED)
 
@@ -422,15 +464,19 @@ IMAGE = r"(?:@|(?:image|picture|photo(?:graph)?|pic|img|figure|fig)s?(?![a-z]))"
 AN_IMAGE = r"(?:@|\b(?:one|an?|single|which) (?:\w+ )?(?:image|picture|photo)|一[张幅])"
 LEFT_RIGHT = r"(?:\b(?:left|right)(?:most|-?hand)?\b|[左右])"
 STILL = (  # left and right as directions inside a picture
-    r"\b(?:(?:fac|look|point|head|turn|angl)\w+(?: directly)?|to the|towards?(?: the)?|their|his|her|its|all) (?:left|right)\b"
-    r"|[左右][手脚臂腿转肺眼耳]|[朝向往][左右]|\b(?:which \w+|is|are) (?:is|are|this|that|it) right\b"
-    r"|\b(?:left|right)[- ](?:arm|leg|hand|foot|eye|ear|wing|paw|shoe|side|half|angle|triangle|order|answer|of|next)\b"
+    r"\b(?:(?:fac|look|point|head|turn|angl)\w+(?: directly)?|to the|towards?(?: the)?|their|his"
+    r"|her|its|all) (?:left|right)\b"
+    r"|[左右][手脚臂腿转肺眼耳]|[朝向往][左右]"
+    r"|\b(?:which \w+|is|are) (?:is|are|this|that|it) right\b"
+    r"|\b(?:left|right)[- ](?:arm|leg|hand|foot|eye|ear|wing|paw|shoe|side|half|angle|triangle"
+    r"|order|answer|of|next)\b"
 )
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A wording that may name an image in a way unknown here, or makes order part of the question."""
+    """A wording that may name an image in a way unknown here, or makes order part of the
+    question."""
 
     reason: Reason
     pattern: str
@@ -440,80 +486,153 @@ class Refusal:
 REFUSALS = [
     # Order is part of the question.
     Refusal(Reason.TIME, r"\bvideos?\b", "the video shows"),
-    Refusal(Reason.TIME, r"\b(?:first|last|second|next|following|these) frames?\b", "the first frame"),
+    Refusal(
+        Reason.TIME, r"\b(?:first|last|second|next|following|these) frames?\b", "the first frame"
+    ),
     Refusal(Reason.TIME, r"\bframes? ?#?\d", "frame 2"),
-    Refusal(Reason.TIME, r"\b(?:a|the|this) (?:(?:short|whole|little|funny|picture) )?story\b|\bnarrat\w+", "tell a short story"),
-    Refusal(Reason.TIME, r"\bnext\b(?! to)|\b(?:eventually|finally|afterwards?|meanwhile|previously)\b", "do next"),
+    Refusal(
+        Reason.TIME,
+        r"\b(?:a|the|this) (?:(?:short|whole|little|funny|picture) )?story\b|\bnarrat\w+",
+        "tell a short story",
+    ),
+    Refusal(
+        Reason.TIME,
+        r"\bnext\b(?! to)|\b(?:eventually|finally|afterwards?|meanwhile|previously)\b",
+        "do next",
+    ),
     Refusal(Reason.TIME, r"\bat the (?:end|start|beginning)\b(?! of)", "green at the end"),
     Refusal(Reason.TIME, r"\b(?:comic|timeline|consecutive|missing)\b", "a comic"),
     Refusal(Reason.TIME, r"\b(?:sequen|chronolog|success|happen|disappear)\w*", "the sequence"),
-    Refusal(Reason.TIME, r"\btime-?lapse\b|\bover time\b|\bno longer\b|\bcomes? next\b", "over time"),
+    Refusal(
+        Reason.TIME, r"\btime-?lapse\b|\bover time\b|\bno longer\b|\bcomes? next\b", "over time"
+    ),
     Refusal(Reason.TIME, r"\b(?:before|after|earlier|later|then|changed?)\b", "after that"),
     Refusal(Reason.TIME, r"\bin (?:\w+ ){0,2}order\b", "in the right order"),
-    Refusal(Reason.TIME, r"先后|依次|顺序|变化|(?<![跑散])步|接下来|随后|之后|之前|故事|视频|帧", "之后"),
+    Refusal(
+        Reason.TIME, r"先后|依次|顺序|变化|(?<![跑散])步|接下来|随后|之后|之前|故事|视频|帧", "之后"
+    ),
     # Several turns.
-    Refusal(Reason.TURNS, r"^\s*(?:user|human|assistant|gpt|用户|助手) ?[:：]|<\|(?!@)", "user: what is it?"),
+    Refusal(
+        Reason.TURNS,
+        r"^\s*(?:user|human|assistant|gpt|用户|助手) ?[:：]|<\|(?!@)",
+        "user: what is it?",
+    ),
     Refusal(Reason.TURNS, r"^\s*(?:q|question|example) ?[2-9] ?[:.]", "question 2: what is it?"),
-    Refusal(Reason.TURNS, r"(?s:\bq(?:uestion)? ?:.*\bq(?:uestion)? ?:)", "q: what? a: it. q: and now?"),
+    Refusal(
+        Reason.TURNS, r"(?s:\bq(?:uestion)? ?:.*\bq(?:uestion)? ?:)", "q: what? a: it. q: and now?"
+    ),
     # An image named by where it stands beside another, by counting, or by what it shows.
-    Refusal(Reason.POINTING, rf"{IMAGE},? (?:\w+ )?(?:between|next to|beside) @", "image between @"),
-    Refusal(Reason.POINTING, r"@,? (?:counting )?from (?:the )?(?:right|bottom|end|back|last)", "@ from the right"),
-    Refusal(Reason.POINTING, r"\bcount(?:ing|ed)? (?:backwards?|from)\b|从[后右下末][^，。？]?[往向到]", "counting backwards"),
-    Refusal(Reason.POINTING, r"截图|@有[^\s，。？]*的[图照]|头[两三四几][张幅]|[上下]方的?图", "上方的图"),
+    Refusal(
+        Reason.POINTING, rf"{IMAGE},? (?:\w+ )?(?:between|next to|beside) @", "image between @"
+    ),
     Refusal(
         Reason.POINTING,
-        rf"{IMAGE} (?:at|in|with|on) (?:the |both )?(?:index|position|place|{NTH} place|ends?\b|start|beginning)",
+        r"@,? (?:counting )?from (?:the )?(?:right|bottom|end|back|last)",
+        "@ from the right",
+    ),
+    Refusal(
+        Reason.POINTING,
+        r"\bcount(?:ing|ed)? (?:backwards?|from)\b|从[后右下末][^，。？]?[往向到]",
+        "counting backwards",
+    ),
+    Refusal(
+        Reason.POINTING,
+        r"截图|@有[^\s，。？]*的[图照]|头[两三四几][张幅]|[上下]方的?图",
+        "上方的图",
+    ),
+    Refusal(
+        Reason.POINTING,
+        rf"{IMAGE} (?:at|in|with|on) (?:the |both )?(?:index|position|place|{NTH} place|ends?\b"
+        rf"|start|beginning)",
         "image at the end",
     ),
     Refusal(
         Reason.POINTING,
-        r"\b(?:topmost|bottommost|outer(?:most)?|inner(?:most)?|closing|(?:odd|even)-numbered) (?:image|picture|photo)",
+        r"\b(?:topmost|bottommost|outer(?:most)?|inner(?:most)?|closing|(?:odd"
+        r"|even)-numbered) (?:image|picture|photo)",
         "outer image",
     ),
-    Refusal(Reason.POINTING, r"\b(?:half|row|column) of (?:the )?(?:image|picture|photo)s", "half of the images"),
+    Refusal(
+        Reason.POINTING,
+        r"\b(?:half|row|column) of (?:the )?(?:image|picture|photo)s",
+        "half of the images",
+    ),
     Refusal(Reason.POINTING, r"(?<![a-z])[a-h甲乙丙丁\d]号图(?![书形案表纸画])|\d图", "2号图"),
-    Refusal(Reason.POINTING, r"[①-⑩](?![^\n]*[①-⑩][^\n]*是)|(?<![a-z])[甲乙丙丁](?=[和与、中的比是有])", "①和"),
-    Refusal(Reason.POINTING, r"\A[^@]*(?:\brespectively\b|分别)[^@]*\Z", "how many dogs respectively"),
+    Refusal(
+        Reason.POINTING,
+        r"[①-⑩](?![^\n]*[①-⑩][^\n]*是)|(?<![a-z])[甲乙丙丁](?=[和与、中的比是有])",
+        "①和",
+    ),
+    Refusal(
+        Reason.POINTING, r"\A[^@]*(?:\brespectively\b|分别)[^@]*\Z", "how many dogs respectively"
+    ),
     Refusal(
         Reason.POINTING,
         r"\b(?:previous|preceding|prior|subsequent|adjacent|former|latter|next to last)\b",
         "the previous one",
     ),
-    Refusal(Reason.POINTING, r"[这那前后上下][一两二三四]?[张幅]|[前后]者|第.个[？是有和]", "前一张"),
+    Refusal(
+        Reason.POINTING, r"[这那前后上下][一两二三四]?[张幅]|[前后]者|第.个[？是有和]", "前一张"
+    ),
     Refusal(
         Reason.POINTING,
-        rf"\b(?:this|that|next|following(?! (?:image|picture|photo)s)|above|below) (?:\w+ )?{IMAGE}",
+        rf"\b(?:this|that|next|following(?! (?:image|picture|photo)s)|above|below) (?:\w+ "
+        rf")?{IMAGE}",
         "this image",
     ),
-    Refusal(Reason.POINTING, rf"(?<!which ){IMAGE} (?:above|below|following|to the)\b", "the image above"),
+    Refusal(
+        Reason.POINTING,
+        rf"(?<!which ){IMAGE} (?:above|below|following|to the)\b",
+        "the image above",
+    ),
     Refusal(Reason.POINTING, r"(?<!以)[上下][面边]?的?图", "下面的图"),
     # A position, number or letter that may be of something else, or an image in a form of its own.
     Refusal(Reason.PART, rf"(?:@|\b{IMAGE})[ #_,.$(]{{0,3}}\d(?! ?[kmg]b)", "@, 3"),
     Refusal(Reason.PART, rf"(?:@|\b{IMAGE}) (?:[b-h]|[ivx]+|{COUNT})\b", "image ii"),
-    Refusal(Reason.PART, rf"(?:@|\b{IMAGE}) (?:of )?(?:label|mark|number|named|lucky|no\.)", "image labeled 2"),
     Refusal(
         Reason.PART,
-        rf"(?:@|\b{IMAGE}) (?:in|of|from|on) (?:the |an? )?(?:\w+ )?(?:row|column|page|series|middle|center|centre)",
+        rf"(?:@|\b{IMAGE}) (?:of )?(?:label|mark|number|named|lucky|no\.)",
+        "image labeled 2",
+    ),
+    Refusal(
+        Reason.PART,
+        rf"(?:@|\b{IMAGE}) (?:in|of|from|on) (?:the |an? )?(?:\w+ )?(?:row|column|page|series"
+        rf"|middle|center|centre)",
         "image in the middle",
     ),
     Refusal(Reason.PART, r"from @ to|@ ?(?:[-–/~～至到]|through|thru) ?[@\d]", "from @ to"),
     Refusal(Reason.PART, r"@(?: to| and| or| &|[、和与])? ?\d", "@ and 3"),
-    Refusal(Reason.PART, r"@,? (?:and|or) (?:on |at )?(?:the )?(?:left|right)\b", "@ and on the left"),
-    Refusal(Reason.PART, r"@ (?:pair|set|group|half|part|(?:frame|album|booth|book)s?\b)", "@ pair"),
+    Refusal(
+        Reason.PART, r"@,? (?:and|or) (?:on |at )?(?:the )?(?:left|right)\b", "@ and on the left"
+    ),
+    Refusal(
+        Reason.PART, r"@ (?:pair|set|group|half|part|(?:frame|album|booth|book)s?\b)", "@ pair"
+    ),
     Refusal(Reason.PART, r"@[^\n]*(?<![(\n])\b[b-h]\b(?![).:])", "@ is like b"),
     Refusal(Reason.PART, r"@[^\n]*\b\d (?:is|has|shows?|contains?|depicts?)\b", "@ and then 2 is"),
-    Refusal(Reason.PART, r"间的?图|图[片像]? ?[（(]?[\dⅰ-ⅹ]|图[二三五六七八九](?![角边面次元])|#\d", "中间的图"),
-    Refusal(Reason.PART, rf"第(?:\d+[张幅]|十{HAN})|@[^\n]*第{HAN}[张幅]|第{HAN}[张幅][^\n]*@", "第2张"),
+    Refusal(
+        Reason.PART,
+        r"间的?图|图[片像]? ?[（(]?[\dⅰ-ⅹ]|图[二三五六七八九](?![角边面次元])|#\d",
+        "中间的图",
+    ),
+    Refusal(
+        Reason.PART, rf"第(?:\d+[张幅]|十{HAN})|@[^\n]*第{HAN}[张幅]|第{HAN}[张幅][^\n]*@", "第2张"
+    ),
     Refusal(Reason.PART, r"@[^\n]*(?:[比和与或跟在] ?[a-h\d甲乙丙丁]|比[左右])", "@比2"),
     Refusal(
         Reason.PART,
-        rf"\b(?:{SOFT}|person|room|step|day|slide|scene|\w*shot|scan|illustration|sketch) ?[(#]?(?:\d|[b-h]\b)",
+        rf"\b(?:{SOFT}|person|room|step|day|slide|scene|\w*shot|scan|illustration|sketch) "
+        rf"?[(#]?(?:\d|[b-h]\b)",
         "person 2",
     ),
     Refusal(Reason.PART, r"(?s:@.*)\ba second|\ba second(?s:.*)@", "@ and a second"),
     Refusal(Reason.PART, r"^\(?[1-9][.)] [^\n]*@", "1. @"),
     Refusal(Reason.PART, r"@, ?(?:\d+|[b-h])(?:,? (?:and|or) |, )", "@, 3 and 4"),
-    Refusal(Reason.PART, r"(?<![(\n])(?<!letter )\b[a-h](?=\s*[?,;!])|\bwhich of (?:[a-h]|\d)\b", "like a?"),
+    Refusal(
+        Reason.PART,
+        r"(?<![(\n])(?<!letter )\b[a-h](?=\s*[?,;!])|\bwhich of (?:[a-h]|\d)\b",
+        "like a?",
+    ),
     Refusal(Reason.PART, r"\bonly (?:\d|[a-h])\b(?! \w)|\b(?:\d|[b-h]) only\b", "only 1"),
     Refusal(Reason.PART, r"\b(?:in|does|do|is|are) [b-h]\b|\bin a (?:there|is)\b", "in b"),
     Refusal(
@@ -522,7 +641,9 @@ REFUSALS = [
         rf" (?:\d|[a-h]|(?!one\b){COUNT})(?=\s*(?:$|[:.,;?!)]))",
         "@ the same as in 2?",
     ),
-    Refusal(Reason.PART, r"@[^\n]*\b(?:no|number)\.? ?\d|\b(?:no|number)\.? ?\d[^\n]*@", "@ and no 1"),
+    Refusal(
+        Reason.PART, r"@[^\n]*\b(?:no|number)\.? ?\d|\b(?:no|number)\.? ?\d[^\n]*@", "@ and no 1"
+    ),
     Refusal(
         Reason.PART,
         rf"\b(?:{SIDE})[ -](?:(?!in|on|of|is|and|with|the|an?\b)[\w-]+ )?{IMAGE}",
@@ -530,14 +651,21 @@ REFUSALS = [
     ),
     Refusal(Reason.PART, rf"\bthe (?:{SIDE}) ones?\b", "the left one"),
     Refusal(Reason.PART, r"(?:than|like|similar to) [b-h]\b", "than b"),
-    Refusal(Reason.PART, r"(?:that|those|ones?) (?:on|to|at|in) the (?:left|right)", "that on the right"),
+    Refusal(
+        Reason.PART, r"(?:that|those|ones?) (?:on|to|at|in) the (?:left|right)", "that on the right"
+    ),
     Refusal(
         Reason.PART,
-        r"(?<!on )(?<!to )(?<!at )the (?:left|right)(?=$|[.,;:?!)]| (?:is|has|shows|contains|and|or)\b)",
+        r"(?<!on )(?<!to )(?<!at )the (?:left|right)(?=$|[.,;:?!)]| (?:is|has|shows|contains|and"
+        r"|or)\b)",
         "the right.",
     ),
     Refusal(Reason.PART, r"\bwhich (?:is|one)\b(?s:.*)^\(?[a-z][).] ?\d", "which is it?\n(a) 1"),
-    Refusal(Reason.PART, r"\b(?:is|does|do) (?:[a-h]|\d) (?:\w+er than|more|like|similar|the same)\b", "is a darker than"),
+    Refusal(
+        Reason.PART,
+        r"\b(?:is|does|do) (?:[a-h]|\d) (?:\w+er than|more|like|similar|the same)\b",
+        "is a darker than",
+    ),
     Refusal(Reason.PART, rf"\((?:{SIDE}|{ORDINAL})\b", "(left)"),
     Refusal(
         Reason.PART,
@@ -547,7 +675,8 @@ REFUSALS = [
     ),
     Refusal(
         Reason.SIDE,
-        rf"(?:^|[.?!]\s)(?=.*{LEFT_RIGHT})(?:{STILL}|(?!{AN_IMAGE}|{LEFT_RIGHT}|[.?!]\s)[^\n])*+{LEFT_RIGHT}",
+        rf"(?:^|[.?!]\s)(?=.*{LEFT_RIGHT})(?:{STILL}|(?!{AN_IMAGE}|{LEFT_RIGHT}"
+        rf"|[.?!]\s)[^\n])*+{LEFT_RIGHT}",
         "the dog on the left",
     ),
     Refusal(
@@ -569,17 +698,23 @@ OTHER = re.compile(  # "the other image" is one of two; of more, nobody knows wh
     rf"|((?:reference|query|source|original|edited) {IMAGE}|参考图|原图)"
 )
 BRACKETS = str.maketrans("（）．", "().")
-THESE_HAN = re.compile("[这那]([两二三四五六七八九十])[张幅]")  # 这三张图 of three images: all of them
+THESE_HAN = re.compile(
+    "[这那]([两二三四五六七八九十])[张幅]"
+)  # 这三张图 of three images: all of them
 TELLS_HOW = re.compile(  # how to answer names no image
-    r"(?:please )?(?:answer|reply|respond) with (?:only |just )?(?:the|an?) (?:image|picture|photo)(?:'s)? (?:number|index)\b"
+    r"(?:please )?(?:answer|reply|respond) with (?:only |just )?(?:the|an?) (?:image|picture"
+    r"|photo)(?:'s)? (?:number|index)\b"
 )
 
 
-def check_leftover(text: str, n: int, order_is_answer: bool = False, story_is_fine: bool = False) -> None:
-    """Raises Unclear where the masked text may name an image in a way unknown here, or makes order part of the question.
+def check_leftover(
+    text: str, n: int, order_is_answer: bool = False, story_is_fine: bool = False
+) -> None:
+    """Raises Unclear where the masked text may name an image in a way unknown here, or makes
+    order part of the question.
 
-    order_is_answer: the answer moves with the images, so that a story asks the same whatever their order.
-    story_is_fine: a recipe knows its template; of several turns, too."""
+    order_is_answer: the answer moves with the images, so that a story asks the same whatever
+    their order. story_is_fine: a recipe knows its template; of several turns, too."""
     for m in THESE_HAN.finditer(text):
         if SIZES.get(m[1]) == n or m[1] == "二" == "一二三四五六七八九十"[n - 1 : n]:
             text = text.replace(m[0], " " * len(m[0]))
@@ -606,22 +741,29 @@ def check_leftover(text: str, n: int, order_is_answer: bool = False, story_is_fi
 
 HOLE, NOTHING, FORMULA = "\1", "\0", "\2"
 LABEL = r"\n\(?[A-Z][.):、]?\s*"  # "\n(A) "
-LEAD = re.compile(rf"(?:^|[.?!。？！>]|[（(]\s*[)）]|(?i:images|pictures|photos|options)\W*|图片?\W*)\s*(?:{LABEL})?$")
-ROW_LEAD = re.compile(  # may stand before a row of all images: "three patients: ", or a line of its own
-    r"(?:(?<!this)(?<!shows)(?<![iwha]s)(?<=[a-z]s)[:：]\s*|[^\s:：]\s*\n\s*)$"
+LEAD = re.compile(
+    rf"(?:^|[.?!。？！>]|[（(]\s*[)）]|(?i:images|pictures|photos|options)\W*|图片?\W*)\s*(?:{LABEL})?$"
+)
+ROW_LEAD = (
+    re.compile(  # may stand before a row of all images: "three patients: ", or a line of its own
+        r"(?:(?<!this)(?<!shows)(?<![iwha]s)(?<=[a-z]s)[:：]\s*|[^\s:：]\s*\n\s*)$"
+    )
 )
 UNLABELLED = re.compile(r"(?:<image>(?:[\s,、]|and)*)+")
 ROW_OF_IMAGES = re.compile(rf"(?:<image>(?:\W*(?:and|or|vs)?\s*|\s*{LABEL})?)+")
 GLUED = re.compile(r"[ \t]*(?:[:：=]|(?:is|was|shows|depicts|has)\b)")  # "<image> is the reference"
-SLOT_LABEL = re.compile(  # "Image 2: ", "(B) Image B = ", "The second image: ", "图2："
-    rf"(?:{NOUN}|figure|fig\.?|panel|图片?) ?[-#(（]?(\w+)[)）]? ?[:：=] ?$|(?:the )?({NTH}) {NOUN} ?[:：=] ?$|第({HAN})张图片? ?[:：] ?$"
+SLOT_LABEL = re.compile(
+    rf"(?:{NOUN}|figure|fig\.?|panel|图片?) ?[-#(（]?(\w+)[)）]? ?[:：=] ?$"  # "Image 2: "
+    rf"|(?:the )?({NTH}) {NOUN} ?[:：=] ?$"  # "The second image: "
+    rf"|第({HAN})张图片? ?[:：] ?$"
 )
 MATH = re.compile(r"\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)|\\\(.*?\\\)|\\\[.*?\\\]")
 NOUN_BEFORE = re.compile(rf"(?:{NOUN}|{SOFT}|图[片像]?)(?: number)? ?\Z")
 
 
 def slot_label(before: str, k: int, n: int) -> int | None:
-    """Where the label of placeholder `k` begins, if the text before it ends with one that repeats its slot."""
+    """Where the label of placeholder `k` begins, if the text before it ends with one that repeats
+    its slot."""
     m = SLOT_LABEL.search(before)
     if m is None:
         return None
@@ -630,8 +772,9 @@ def slot_label(before: str, k: int, n: int) -> int | None:
 
 
 def hide_placeholders(text: str, n: int, stem: int) -> str:
-    """The text with control characters in place of its placeholders. Raises Unclear where there is not one for each
-    image, or where words belong to a single one: a caption must not stay behind when its image moves."""
+    """The text with control characters in place of its placeholders. Raises Unclear where there
+    is not one for each image, or where words belong to a single one: a caption must not stay
+    behind when its image moves."""
     holes = [m.span() for m in re.finditer("<image>", text)]
     if len(holes) != n:
         raise Unclear(Reason.PLACEHOLDERS, f"{len(holes)} for {n}")
@@ -659,7 +802,8 @@ def hide_placeholders(text: str, n: int, stem: int) -> str:
 
 
 def hide_formulas(text: str) -> str:
-    """Text inside $...$ and \\(...\\) names no image, but for a lone number or letter right after a noun: "Figure $1$"."""
+    """Text inside $...$ and \\(...\\) names no image, but for a lone number or letter right after
+    a noun: "Figure $1$"."""
 
     def hidden(m: re.Match) -> str:
         inside = m[0].strip("$\\()[] ")
@@ -693,6 +837,9 @@ CLOSES = rf"[)\]）】}}>]?{TAGS}"
 DELIMITER = r"(?:[.):：、．，\])）】}=|]|\s[-–—→]\s|\t|\s*\n)"
 
 
+LABEL_AFTER_IMAGE = re.compile(r"<image>[ \t]*\(?[A-Za-z1-9][).]?[ \t]*(?:\n|$)")  # "<image> A"
+
+
 @dataclass(frozen=True)
 class Option:
     """An option of a question: its label, and where label and text stand."""
@@ -705,7 +852,8 @@ class Option:
 
 
 def find_label(text: str, label: str, start: int) -> re.Match | None:
-    """The first place from `start` on where `label` stands as one: "(A)", "A.", "**A**", "A - "; its end is the text's."""
+    """The first place from `start` on where `label` stands as one: "(A)", "A.", "**A**", "A - ";
+    its end is the text's."""
     escaped = re.escape(label)
     forms = [
         rf"[(\[（【{{]{escaped}[)\]）】}}]{TAGS}[.:：、)]?",  # "(A)", "[A]:"
@@ -724,11 +872,11 @@ def find_label(text: str, label: str, start: int) -> re.Match | None:
 
 
 def find_options(text: str) -> list[Option]:
-    """The options of a question in whatever layout, the labels of one series in a row; [] where there are none.
+    """The options of a question in whatever layout, the labels of one series in a row; [] where
+    there are none.
 
-    >>> [option.text for option in find_options("Which?\\n(a) the first image\\n(b) the second image")]
-    ['the first image', 'the second image']
-    """
+    >>> [option.text for option in find_options("Which?\\n(a) the first image\\n(b) the second
+    image")] ['the first image', 'the second image']"""
     best: list[Option] = []
     for series in SERIES:
         labels, start = [], 0
@@ -767,42 +915,56 @@ def label_of(answer: str, options: Sequence[Option]) -> Option | None:
 
 
 def lists_labels(text: str, answer: str) -> bool:
-    """Does the text list labels up to `answer` ("A .. B", "1 .. 2") outside of names? Then the answer may be one."""
+    """Does the text list labels up to `answer` ("A .. B", "1 .. 2") outside of names? Then the
+    answer may be one."""
     said = answer.strip("()[]. ")
     for series in SERIES:
         if said.upper() in series or said in series:
             labels = list(series)
             upto = labels[: labels.index(said if said in labels else said.upper()) + 1]
-            return len(upto) > 1 and all(re.search(rf"(?<!\w)(?i:{re.escape(x)})(?!\w)", text) for x in upto)
+            return len(upto) > 1 and all(
+                re.search(rf"(?<!\w)(?i:{re.escape(x)})(?!\w)", text) for x in upto
+            )
     return False
 
 
 # --- The answer ---------------------------------------------------------------------------------
 
-HOW_MANY = re.compile(r"(?i)\bhow m|\bnumber of\b(?! the (?:\w+ )?(?:image|picture|photo)\b)|多少|(?<!哪)几")
+HOW_MANY = re.compile(
+    r"(?i)\bhow m|\bnumber of\b(?! the (?:\w+ )?(?:image|picture|photo)\b)|多少|(?<!哪)几"
+)
 VALUE = re.compile(  # asks for a number that is none of an image: "what is the area", "which digit"
     r"(?i)\b(?:what|which|find|calculate|compute|determine) (?:(?:is|are|was|were) (?:the )?|the )?"
     r"(?:(?!has\b|have\b|one\b|shows?\b)\w+ ){0,2}"
-    r"(?:number|digit|figure|value|sum|total|count|age|score|price|cost|time|hours?|minutes?|year|degrees?|length|width"
-    r"|height|area|perimeter|angle|radius|volume|speed|weight|distance|temperature|difference|result|solution)\b"
+    r"(?:number|digit|figure|value|sum|total|count|age|score|price|cost|time|hours?|minutes?|year"
+    r"|degrees?|length|width"
+    r"|height|area|perimeter|angle|radius|volume|speed|weight|distance|temperature|difference"
+    r"|result|solution)\b"
     r"|数(?!一)|[度值积长高宽径]是|\b[a-z] ?=|\bwhat is [a-z]\b|[$\2]"
 )
-ASKS_LETTER = re.compile(r"(?i)\b(?:which|what) (?:\w+ )?(?:letter|character|initial|grade|note|vitamin|type)\b|哪个字母")
+ASKS_LETTER = re.compile(
+    r"(?i)\b(?:which|what) (?:\w+ )?(?:letter|character|initial|grade|note|vitamin|type)\b|哪个字母"
+)
 WHICH_HAN = "哪[一几两]?(?:[张幅]|个?图|个(?=[有是更最中里与和？?]))"  # no 哪个数字
 WHICH = re.compile(
-    rf"(?i)\b(?:which|what)(?: of)?(?: the| these| two| three| other)* (?:image|picture|photo)(?! (?:caption|title))"
-    r"|\b(?:number|index|letter|position)(?: \([^)]*\))? of the (?:\w+ )?(?:image|picture|photo)\b(?! caption)"
+    rf"(?i)\b(?:which|what)(?: of)?(?: the| these| two| three| other)* (?:image|picture"
+    rf"|photo)(?! (?:caption|title))"
+    r"|\b(?:number|index|letter|position)(?: \([^)]*\))? of the (?:\w+ )?(?:image|picture"
+    r"|photo)\b(?! caption)"
     r"|\b(?:identify|select|pick|choose|find|name|indicate|locate|determine|give|point out|tell me)"
     r" (?:the |an? |one )?(?:\w+ )?(?:image|picture|photo)(?:'s number)?\b(?! caption)"
     rf"|{TELLS_HOW.pattern}|\A(?!(?s:.*)\b{NOUN})(?s:.*)\bwhich (?:figure|panel)|{WHICH_HAN}"
 )
 ASKS_ORDER = re.compile(r"(?i)\b(?:order|sequence|arrange|sort|rank)\b|顺序|排序|排列|排")
-PURE_ORDER = re.compile(rf"(?:\W|_|(?i:{NOUN})|图|[A-H]|[1-9])*")  # marks and what may stand between them
+PURE_ORDER = re.compile(
+    rf"(?:\W|_|(?i:{NOUN})|图|[A-H]|[1-9])*"
+)  # marks and what may stand between them
 ORDER_MARK = re.compile(rf"(?i:{NOUN} ?)?([A-H]|[1-9])")
 SEVERAL = re.compile(r"(?i)\bwhich (?:\w+ )?(?:image|picture|photo)s|哪[几两三]")  # asks for a set
 FROM_END = re.compile(r"(?i)last|final|ultimate|最后|倒数|末")
 LETTER = re.compile(  # a letter that a question names
-    rf"(?i:(?:{NOUN}|(?:option|choice|candidate|answer)s?) \(?[A-H]\b)|(?<![(\n\w])[B-H]\b(?![.):．：、])"
+    rf"(?i:(?:{NOUN}|(?:option|choice|candidate|answer)s?) \(?[A-H]\b)"
+    rf"|(?<![(\n\w])[B-H]\b(?![.):．：、])"
     r"|\b(?:as|to|of|than|and|or|like|with) A(?! \w*[a-z]\b)"
 )
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -835,8 +997,10 @@ def order_words(answer: str, n: int) -> tuple[Word, ...]:
 # --- Question forms that are certain without a declaration --------------------------------------
 
 ALL = (  # the images as a set
-    r"(?:both|all|each|every|any|either|neither|none|no|at least (?:one|two|three)|(?:exactly |only )?one"
-    r"|(?:all |both )?(?:of )?(?:the|these|those)(?: two| three| four| five| \d)?)(?: (?:one )?of)?(?: the| these)?"
+    r"(?:both|all|each|every|any|either|neither|none|no|at least (?:one|two|three)|(?:exactly "
+    r"|only )?one"
+    r"|(?:all |both )?(?:of )?(?:the|these|those)(?: two| three| four| five"
+    r"| \d)?)(?: (?:one )?of)?(?: the| these)?"
     r"(?: two| three| four| five| \d)? (?:image|picture|photo|photograph)s?"
 )
 SHOWS = r"(?:show|contain|have|depict|include|feature|display)s?"
@@ -845,7 +1009,8 @@ PLAIN_WORDS = r"[^.?!\n@]+"
 
 @dataclass(frozen=True)
 class Certain:
-    """A form of a whole question of which every order of the images asks the same, and of its answer."""
+    """A form of a whole question of which every order of the images asks the same, and of its
+    answer."""
 
     pattern: str
     answer: str
@@ -856,56 +1021,86 @@ YES_NO = r"yes|no|true|false|[a-z]|是|否|有|没有|对|错"
 NUMBER = r"\d+|[a-z]|zero|" + "|".join(CARDINALS) + "|[零一二三四五六七八九十两]"
 CERTAIN = [
     Certain(
-        rf"how many (?:of )?(?:the |these )?(?:\w+ )?(?:images|pictures|photos) (?:{SHOWS}|are of) {PLAIN_WORDS}\?",
+        rf"how many (?:of )?(?:the |these )?(?:\w+ )?(?:images|pictures|photos) (?:{SHOWS}|are "
+        rf"of) {PLAIN_WORDS}\?",
         NUMBER,
         "How many of the images show a cat?",
     ),
-    Certain(rf"(?:do|does) {ALL} (?:both |all )?{SHOWS} {PLAIN_WORDS}\?", YES_NO, "Do both images show a cat?"),
+    Certain(
+        rf"(?:do|does) {ALL} (?:both |all )?{SHOWS} {PLAIN_WORDS}\?",
+        YES_NO,
+        "Do both images show a cat?",
+    ),
     Certain(
         rf"(?:is|are) there (?:an? |any |at least \w+ )?{PLAIN_WORDS} in {ALL}\?",
         YES_NO,
         "Is there a cat in both images?",
     ),
-    Certain(rf"{ALL} (?:both |all )?{SHOWS} {PLAIN_WORDS}\.(?: (?:is it )?true or false\?)?", YES_NO, "All images show a 7."),
+    Certain(
+        rf"{ALL} (?:both |all )?{SHOWS} {PLAIN_WORDS}\.(?: (?:is it )?true or false\?)?",
+        YES_NO,
+        "All images show a 7.",
+    ),
     Certain(
         r"(?:in )?which (?:of the |of these )?(?:\w+ )?(?:image|picture|photo)s?\b[^.?!\n]*\?",
         r".*@.*|[a-z]",
         "Which image shows a cat?",
     ),
     Certain(
-        r"which (?:image|picture|photo) (?:is|does|best matches) (?:the |this )?(?:caption|description)\b[^.?!\n]*\?[^@]*",
+        r"which (?:image|picture|photo) (?:is|does|best matches) (?:the |this )?(?:caption"
+        r"|description)\b[^.?!\n]*\?[^@]*",
         r".*@.*|[a-z]",
         "Which image is the caption describing?\nA dog on a sofa.",
     ),
-    Certain(r"(?:[这]?[两三四五二]张|所有|每张|每一张)图[片像]?[里中]?[都全]?有[^。？\n]+[吗？?]+", YES_NO, "两张图都有猫吗？"),
+    Certain(
+        r"(?:[这]?[两三四五二]张|所有|每张|每一张)图[片像]?[里中]?[都全]?有[^。？\n]+[吗？?]+",
+        YES_NO,
+        "两张图都有猫吗？",
+    ),
     Certain(r"(?:一共)?有?[几多少]+张图[片像]?[里中]?有[^。？\n]+？?", NUMBER, "有几张图里有猫？"),
-    Certain(r"(?:请问)?哪[一]?张(?:图[片像]?|照片)?[里中]?[^。？\n]+[？?]", r".*@.*|[a-z]", "哪张图里有猫？"),
+    Certain(
+        r"(?:请问)?哪[一]?张(?:图[片像]?|照片)?[里中]?[^。？\n]+[？?]",
+        r".*@.*|[a-z]",
+        "哪张图里有猫？",
+    ),
 ]
 NEUTRAL = re.compile(  # sentences that may stand beside a certain form
-    r"(?:look at|consider|observe|study|examine) (?:the|these)(?: \w+)? (?:images|pictures|photos)[.:]"
-    r"|(?:here are|you (?:see|are given)|given)(?: the| these)?(?: \w+)? (?:images|pictures|photos)[.:,]"
-    rf"|(?:please )?(?:answer|choose|select|pick|reply|respond|give|list)\b[^.?!\n@]*[.:]|请[^。？！\n]*回答。?|options:|choices:|{TELLS_HOW.pattern}\.?"
+    r"(?:look at|consider|observe|study|examine) (?:the|these)(?: \w+)? (?:images|pictures"
+    r"|photos)[.:]"
+    r"|(?:here are|you (?:see|are given)|given)(?: the| these)?(?: \w+)? (?:images|pictures"
+    r"|photos)[.:,]"
+    rf"|(?:please )?(?:answer|choose|select|pick|reply|respond|give|list)\b[^.?!\n@]*[.:]"
+    rf"|请[^。？！\n]*回答。?|options:|choices:|{TELLS_HOW.pattern}\.?"
 )
 ORDERED = re.compile(  # words by which the answer may depend on the order, though nothing is named
     r"differ|compar|between|chang|edit|transform|\badd|remov|appear|increas|decreas|区别|不同|变|增|减"
-    r"|\b(?:get|becom|ris(?:e|ing)|fall|drop|sink|grow|shrink|los[ei]|gain|improv|progress|advanc|burn|melt|zoom|climb)\w*\b"
-    r"|\b(?:order|sort|arrang|rank|sequen|tempor|direction|ratio|quotient|divid|subtract|concatenat|combin|spell|togeth)\w*"
-    r"|\bform\b|\b(?:across|over|through(?:out)?) (?:the|all|both|these|those)\b|\bfrom \w+ to \w+|\beach time\b"
-    r"|\b(?:minus|next|than|still|again|already|yet|now|anymore|continu\w*|complet\w*|series|pattern|follow\w*|preced\w*"
-    r"|start\w*|begin\w*|end\w*|finish\w*|result\w*|outcome|original|early|earli\w*|late|latest|previous\w*|turn\w*)\b"
-    r"|\b(?:position|place|index|slot|neighbou?r\w*|beside|adjacent|middle|cent(?:er|re)|left|right|above|below|own)\b"
+    r"|\b(?:get|becom|ris(?:e|ing)|fall|drop|sink|grow|shrink|los[ei]|gain|improv|progress|advanc"
+    r"|burn|melt|zoom|climb)\w*\b"
+    r"|\b(?:order|sort|arrang|rank|sequen|tempor|direction|ratio|quotient|divid|subtract"
+    r"|concatenat|combin|spell|togeth)\w*"
+    r"|\bform\b|\b(?:across|over|through(?:out)?) (?:the|all|both|these|those)\b"
+    r"|\bfrom \w+ to \w+|\beach time\b"
+    r"|\b(?:minus|next|than|still|again|already|yet|now|anymore|continu\w*|complet\w*|series"
+    r"|pattern|follow\w*|preced\w*"
+    r"|start\w*|begin\w*|end\w*|finish\w*|result\w*|outcome|original|early|earli\w*|late|latest"
+    r"|previous\w*|turn\w*)\b"
+    r"|\b(?:position|place|index|slot|neighbou?r\w*|beside|adjacent|middle|cent(?:er|re)|left"
+    r"|right|above|below|own)\b"
     r"|[顺次]序|排|比|越来越|拼|商|现在|还|又|已经|接着|下一|继续|位置|之间|旁边|中间"
 )
 
 
 def is_certain(question: str, answer: str) -> str:
-    """The example of the CERTAIN form that a masked question and its masked answer have; "" for none."""
+    """The example of the CERTAIN form that a masked question and its masked answer have; "" for
+    none."""
     text = re.sub(rf"[{HOLE}{NOTHING}]+", " ", question)
     text = NEUTRAL.sub(" ", text)
     text = " ".join(text.split())
     for form in CERTAIN:
         asks = form.pattern.startswith(("which", "(?:in )?which", "(?:请问)?哪"))
-        if not re.fullmatch(form.pattern, text) or not re.fullmatch(form.answer, answer.strip(" .。")):
+        if not re.fullmatch(form.pattern, text) or not re.fullmatch(
+            form.answer, answer.strip(" .。")
+        ):
             continue
         veto = ORDERED.search(text)
         if veto and not (asks and veto[0] in ("than", "differ", "compar")):
@@ -917,8 +1112,11 @@ def is_certain(question: str, answer: str) -> str:
 # --- From names to marks ------------------------------------------------------------------------
 
 
-def marks_of(text: str, words: Sequence[Word], n: int, stem: int, offset: int = 0) -> tuple[str, int]:
-    """`text` with its words marked, and how many sets were written out. `offset`: where `text` begins for the words.
+def marks_of(
+    text: str, words: Sequence[Word], n: int, stem: int, offset: int = 0
+) -> tuple[str, int]:
+    """`text` with its words marked, and how many sets were written out. `offset`: where `text`
+    begins for the words.
 
     A set that holds all images needs no mark: it is the same set in every order."""
     parts, end, written_out = [], 0, 0
@@ -974,7 +1172,8 @@ def set_written_out(word: Word, n: int, stem: int) -> str:
 def names(text: str, n_images: int, stem: int = 0) -> str:
     """`text` with every name of an image marked, for a recipe that knows its template otherwise.
 
-    Raises Unclear where a name is in a way unknown here; a story or several turns are the recipe's to judge."""
+    Raises Unclear where a name is in a way unknown here; a story or several turns are the
+    recipe's to judge."""
     hidden = hide_formulas(re.sub("<image>", HOLE + NOTHING * 6, text))
     found = find_names(hidden, n_images)
     check_leftover(masked(hidden.lower(), found), n_images, story_is_fine=True)
@@ -1011,22 +1210,36 @@ def picture_options(options: Sequence[Option], n: int) -> int:
     return len(pictures)
 
 
-def judge(question: str, answer: str, n: int, declared: bool, stem: int | None = None, kind: str = "") -> Verdict:
-    """Marks for one question of n images. `kind`: its `order` in the first version, or "". Raises Unclear."""
+def judge(
+    question: str, answer: str, n: int, declared: bool, stem: int | None = None, kind: str = ""
+) -> Verdict:
+    """Marks for one question of n images. `kind`: its `order` in the first version, or "". Raises
+    Unclear."""
     if set(question + answer) & {HOLE, NOTHING, FORMULA}:
         raise Unclear(Reason.PLACEHOLDERS, "control characters")
     visible = hide_formulas(question)
     options = find_options(re.sub("<image>", HOLE + NOTHING * 6, visible))
     pictures = picture_options(options, n)
-    if re.search(r"<image>[ \t]*\(?[A-Za-z1-9][).]?[ \t]*(?:\n|$)", question):
+    if LABEL_AFTER_IMAGE.search(question):
         raise Unclear(Reason.CAPTION, "a label after an image")
     if pictures or kind == "options":
         return judge_pictures(question, answer, n, options, pictures, stem, declared)
+    return judge_text(question, answer, n, options, stem or 0, declared, kind)
 
-    stem = stem or 0
+
+def judge_text(
+    question: str,
+    answer: str,
+    n: int,
+    options: Sequence[Option],
+    stem: int,
+    declared: bool,
+    kind: str,
+) -> Verdict:
+    """A question whose options, if it has any, are words. Raises Unclear."""
     if n - stem < 2:
         raise Unclear(Reason.ONE_IMAGE)
-    hidden = hide_placeholders(visible, n, stem)
+    hidden = hide_placeholders(hide_formulas(question), n, stem)
     chosen = label_of(answer, options)
     if chosen:
         hidden = without_labels(hidden, options)
@@ -1042,44 +1255,73 @@ def judge(question: str, answer: str, n: int, declared: bool, stem: int | None =
         check_options(hidden, found, options, chosen, answer_is_named)
     masked_question = masked(hidden.lower(), found)
 
-    if chosen:
-        answer_names: list[Name] = []
-    elif order:
-        words = order_words(answer, n)
-        answer_names = [Name(0, len(answer), "order", "ima", words)]
-    else:
-        answer_names = names_in_answer(masked_question, answer, n, asks)
-        if kind == "index" and not answer_names:
-            raise Unclear(Reason.ANSWER, answer)
-    masked_answer = "@" if order else masked(answer.lower(), answer_names) if not chosen else answer.lower()
-    rest = "" if chosen else masked_answer
-    if kind == "invariant" and "@" in masked_question + rest:
+    said = read_answer(masked_question, answer, n, asks, chosen, order)
+    if kind == "index" and not (chosen or said.names):
+        raise Unclear(Reason.ANSWER, answer)
+    if kind == "invariant" and "@" in masked_question + said.masked:
         raise Unclear(Reason.DOUBT, "an invariant row of the first version names an image")
+    rest = "" if chosen else said.masked
     check_leftover(f"{masked_question}\n{rest}", n, order_is_answer=order)
 
     evidence = "declared"
     if not declared:
         body = without_options(hidden, options, found)
-        evidence = is_certain(body, masked_answer)
+        evidence = is_certain(body, said.masked)
         if not evidence:
             raise Unclear(Reason.UNCERTAIN, body[:60])
+    asks_for_set = not order and bool(SEVERAL.search(hidden))
+    return verdict_of(question, answer, n, stem, found, said, evidence, asks_for_set)
 
+
+@dataclass(frozen=True)
+class Said:
+    """An answer as it was read: the names in it, and its text in lower case with "@" for each."""
+
+    names: list[Name]
+    masked: str
+
+
+def read_answer(
+    masked_question: str, answer: str, n: int, asks: bool, chosen: Option | None, order: bool
+) -> Said:
+    """The names of images in an answer: none in the label of an option, all in an order."""
+    if chosen:
+        return Said([], answer.lower())
+    if order:
+        return Said([Name(0, len(answer), "order", "ima", order_words(answer, n))], "@")
+    found = names_in_answer(masked_question, answer, n, asks)
+    return Said(found, masked(answer.lower(), found))
+
+
+def verdict_of(
+    question: str,
+    answer: str,
+    n: int,
+    stem: int,
+    found: Sequence[Name],
+    said: Said,
+    evidence: str,
+    asks_for_set: bool,
+) -> Verdict:
+    """The marked row."""
     question_words = [word for name in found for word in name.words]
-    answer_words = [word for name in answer_names for word in name.words]
+    answer_words = [word for name in said.names for word in name.words]
     marked_question, written_out = marks_of(question, question_words, n, stem)
     marked_answer, in_answer = marks_of(answer, answer_words, n, stem)
-    several = len(answer_words) > 1 and not order and SEVERAL.search(hidden) and answer_names[0].end == len(answer)
-    if several or in_answer:
+
+    whole_answer = bool(said.names) and said.names[0].end == len(answer)
+    is_a_set = asks_for_set and len(answer_words) > 1 and whole_answer
+    if is_a_set or in_answer:
         marked_answer = set_of(answer_words, n, stem)
     named = ", ".join(sorted({word.said for word in question_words + answer_words}))
     return Verdict(
-        True,
-        stem,
-        marked_question,
-        marked_answer,
+        permute=True,
+        stem=stem,
+        question=marked_question,
+        answer=marked_answer,
         evidence=f"{evidence}; names: {named}" if named else evidence,
         written_out=written_out + in_answer,
-        set_answer=bool(several or in_answer),
+        set_answer=bool(is_a_set or in_answer),
     )
 
 
@@ -1098,8 +1340,9 @@ def check_options(
     chosen: Option | None,
     answer_is_named: bool,
 ) -> None:
-    """Of a question that asks for an image: raises Unclear where its options are in a layout, or of a kind, that is
-    not understood. Else a letter would be taken for an image, or an option's image would stay unmarked."""
+    """Of a question that asks for an image: raises Unclear where its options are in a layout, or
+    of a kind, that is not understood. Else a letter would be taken for an image, or an option's
+    image would stay unmarked."""
     if chosen:
         named = 0
         for option in options:
@@ -1114,14 +1357,18 @@ def check_options(
     ends = [m.end() for m in re.finditer("[?？]", hidden)]
     if not ends:  # "Identify the image that shows a cat."
         ends = [re.compile(r"[^.\n]*").match(hidden, m.end()).end() for m in WHICH.finditer(hidden)]
-    tail = NEUTRAL.sub("", re.sub(f"[{HOLE}{NOTHING}]", "", hidden[ends[-1] :].lower())) if ends else ""
+    tail = (
+        NEUTRAL.sub("", re.sub(f"[{HOLE}{NOTHING}]", "", hidden[ends[-1] :].lower()))
+        if ends
+        else ""
+    )
     if not answer_is_named and re.search(r"\w", tail):
         raise Unclear(Reason.OPTIONS, tail)
 
 
 def check_bare_options(hidden: str, options: Sequence[Option]) -> None:
-    """Of a question that asks for no image: raises Unclear where its options are mere numbers, letters or orders, which
-    may be of images all the same."""
+    """Of a question that asks for no image: raises Unclear where its options are mere numbers,
+    letters or orders, which may be of images all the same."""
     question = hidden[: options[0].label_start]
     if HOW_MANY.search(question) or VALUE.search(question) or ASKS_LETTER.search(question):
         return
@@ -1131,7 +1378,8 @@ def check_bare_options(hidden: str, options: Sequence[Option]) -> None:
 
 
 def names_in_answer(masked_question: str, answer: str, n: int, asks: bool) -> list[Name]:
-    """The names of images in an answer that is no option's label. Raises Unclear where a label is all it can be."""
+    """The names of images in an answer that is no option's label. Raises Unclear where a label is
+    all it can be."""
     label = re.fullmatch(r"\(?(?:[A-Za-z]|\d{1,2}|[①-⑩])\)?\.?", answer)
     if label and not asks:
         if re.search("[A-Ha-h]", answer) and not ASKS_LETTER.search(masked_question):
@@ -1139,7 +1387,9 @@ def names_in_answer(masked_question: str, answer: str, n: int, asks: bool) -> li
         number = re.search(r"\d+", answer)
         counts = HOW_MANY.search(masked_question) or VALUE.search(masked_question)
         if number and 1 <= int(number[0]) <= n and not counts:
-            raise Unclear(Reason.ANSWER, f"the answer {answer!r} may be a number of an image, or of something")
+            raise Unclear(
+                Reason.ANSWER, f"the answer {answer!r} may be a number of an image, or of something"
+            )
         return []
     if label and re.fullmatch("[a-h]", answer):
         raise Unclear(Reason.OPTIONS, f"the answer {answer!r}")
@@ -1154,11 +1404,15 @@ def names_in_answer(masked_question: str, answer: str, n: int, asks: bool) -> li
 
 
 def set_of(words: Sequence[Word], n: int, stem: int) -> str:
-    """An answer of several images in the schema's form, {[[1|1]], [[3|3]]}: the grader compares it without order."""
+    """An answer of several images in the schema's form, {[[1|1]], [[3|3]]}: the grader compares
+    it without order."""
     each = []
     for word in words:
         for slot in word.slots:
-            form = vocabulary(n, stem).get((slot, word.said.lower())) or vocabulary(n, stem)[slot, str(slot)]
+            form = (
+                vocabulary(n, stem).get((slot, word.said.lower()))
+                or vocabulary(n, stem)[slot, str(slot)]
+            )
             each.append(marked(slot, with_capitals_of(word.said, form[slot]), n, stem))
     return "{" + ", ".join(each) + "}"
 
@@ -1172,7 +1426,8 @@ def judge_pictures(
     stem: int | None,
     declared: bool,
 ) -> Verdict:
-    """A question whose options are the images after its stem: the letter of the answer follows its image."""
+    """A question whose options are the images after its stem: the letter of the answer follows
+    its image."""
     if stem is None:
         stem = n - pictures if pictures else 0
     if pictures and n - pictures != stem:
@@ -1200,7 +1455,9 @@ def judge_pictures(
         raise Unclear(Reason.ANSWER, answer)
     k = labels.index(letter)
     movable = k < n - stem
-    marked_answer = answer.replace(letter, marked(stem + k + 1, letter, n, stem)) if movable else answer
+    marked_answer = (
+        answer.replace(letter, marked(stem + k + 1, letter, n, stem)) if movable else answer
+    )
     evidence = "declared; options are images" if declared else "options are images"
     return Verdict(True, stem, question, marked_answer, evidence=evidence)
 
@@ -1215,14 +1472,17 @@ def equal_pictures(paths: Sequence[Path]) -> bool:
         if path.is_file():
             seen.setdefault(path.stat().st_size, []).append(path)
     for same_size in seen.values():
-        digests = {hashlib.sha256(path.read_bytes()).digest() for path in same_size if len(same_size) > 1}
+        digests = {
+            hashlib.sha256(path.read_bytes()).digest() for path in same_size if len(same_size) > 1
+        }
         if len(same_size) > 1 and len(digests) < len(same_size):
             return True
     return False
 
 
 def unmarked(question: str, answer: str, n: int) -> list[str]:
-    """The words that the rules take for names and that bear no mark, of a row that was marked by somebody else."""
+    """The words that the rules take for names and that bear no mark, of a row that was marked by
+    somebody else."""
     missed = []
     for text in (question, answer):
         bare, spans = plain(text), marked_spans(text)
@@ -1253,10 +1513,13 @@ def separated(text: str) -> str:
 
 
 def mark(row: dict, folder: Path = Path()) -> Verdict:
-    """The verdict on one raw row, its images relative to `folder`. Raises DataError for a row without the fields."""
+    """The verdict on one raw row, its images relative to `folder`. Raises DataError for a row
+    without the fields."""
     for name, kind in {"images": list, "question": str, "answer": str}.items():
         if type(row.get(name)) is not kind:
-            raise DataError(f"{name}: must be a {kind.__name__}" if name in row else f"{name}: missing")
+            raise DataError(
+                f"{name}: must be a {kind.__name__}" if name in row else f"{name}: missing"
+            )
     question, answer, images = row["question"], row["answer"], row["images"]
     kind = row["order"] if row.get("order") in OLD_KINDS and "permute" not in row else ""
     declared = row["permute"] if "permute" in row else kind != "fixed" if kind else None
@@ -1297,17 +1560,22 @@ class Result:
 
 
 def result_of(row: dict, source: Path, out: Path) -> Result:
-    """One raw row of the file `source`, marked for the file `out`: image paths are relative to it."""
+    """One raw row of the file `source`, marked for the file `out`: image paths are relative to
+    it."""
     verdict = mark(row, source.parent)  # checks the fields, too
     images = [os.path.relpath(source.parent / name, out.parent) for name in row["images"]]
     kept = {name: value for name, value in row.items() if name not in ("why", "order")}
     if row.get("order") not in OLD_KINDS and "order" in row:
         kept["order"] = row["order"]
     if is_marked(row):
-        sample_of({"id": "", **row})  # raises DataError for a wrong number of placeholders, and the like
+        sample_of(
+            {"id": "", **row}
+        )  # raises DataError for a wrong number of placeholders, and the like
         missed = tuple(unmarked(row["question"], row["answer"], len(images)))
         permute = row.get("permute", False)
-        verdict = Verdict(permute, row.get("stem", 0), row["question"], row["answer"], evidence="marked already")
+        verdict = Verdict(
+            permute, row.get("stem", 0), row["question"], row["answer"], evidence="marked already"
+        )
         return Result(kept | {"images": images, "permute": permute}, verdict, missed)
 
     text = {"question": verdict.question, "answer": verdict.answer, "permute": verdict.permute}
@@ -1324,7 +1592,8 @@ def explanation(verdict: Verdict) -> str:
 
 
 def summary(results: Sequence[Result]) -> list[str]:
-    """Counts: permutable rows by evidence, the others by reason, and what was changed or is missed."""
+    """Counts: permutable rows by evidence, the others by reason, and what was changed or is
+    missed."""
     verdicts = [result.verdict for result in results]
     permutable = [verdict for verdict in verdicts if verdict.permute]
     evidence = Counter(verdict.evidence.split("; names: ")[0] for verdict in permutable)
@@ -1347,10 +1616,16 @@ def summary(results: Sequence[Result]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("data", metavar="RAW.jsonl")
-    p.add_argument("--out", required=True, help="JSONL: the rows with `permute`, `stem`, marks, and `why`")
-    p.add_argument("--explain", action="store_true", help="print the evidence or the reason of each row")
+    p.add_argument(
+        "--out", required=True, help="JSONL: the rows with `permute`, `stem`, marks, and `why`"
+    )
+    p.add_argument(
+        "--explain", action="store_true", help="print the evidence or the reason of each row"
+    )
     args = p.parse_args(argv)
 
     source, out = Path(args.data), Path(args.out)
@@ -1370,7 +1645,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             file.write(json.dumps(result.row, ensure_ascii=False) + "\n")
     if args.explain:
         for result in results:
-            print(result.row.get("id"), str(result.verdict.permute).lower(), explanation(result.verdict), sep="\t")
+            print(
+                result.row.get("id"),
+                str(result.verdict.permute).lower(),
+                explanation(result.verdict),
+                sep="\t",
+            )
     print("\n".join(summary(results)), file=sys.stderr)
 
 

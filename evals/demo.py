@@ -1,9 +1,10 @@
 """The whole pipeline on real images, on any machine: `make demo`.
 
-    data and base -> filter -> GRPO and PeRL from the same base, on the same questions -> accuracy over image orders
+    data and base -> filter -> GRPO and PeRL, same base and questions -> accuracy over image orders
 
-Each stage is one of the project's command lines, printed before it runs, so that it can be repeated by hand. The results
-are runs/demo/report.png, runs/demo/summary.json and the table printed at the end.
+Each stage is one of the project's command lines, printed before it runs, so that it can be
+repeated by hand. The results are runs/demo/report.png, runs/demo/summary.json and the table
+printed at the end.
 
     python evals/demo.py [--seed 0] [--out runs/demo]
 """
@@ -25,29 +26,47 @@ sys.path.insert(0, str(ROOT))
 from data.digits import TRAIN
 
 FIGURES = ["given", "mean_over_orders", "worst_order", "best_order", "consistency", "by_slot"]
-RUNS = {"grpo": {"n_s": 0, "rollouts": 12}, "perl": {"n_s": 1, "rollouts": 6}}  # both: 12 rollouts a question
+RUNS = {
+    "grpo": {"n_s": 0, "rollouts": 12},
+    "perl": {"n_s": 1, "rollouts": 6},
+}  # both: 12 rollouts a question
 RANKS = min(2, torch.cuda.device_count()) or 2
 
 
 def command(script: str, *arguments, **flags) -> None:
-    """Run a script of the project under torchrun (data/digits.py: alone), and say the line that does the same."""
-    words = [*map(str, arguments), *(w for k, v in flags.items() for w in (f"--{k.replace('_', '-')}", str(v)))]
-    launcher = [] if script.startswith("data/") else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
-    said = shlex.join([f"torchrun --nproc_per_node {RANKS}" if launcher else "python", script, *words])
+    """Run a script of the project under torchrun (scripts that draw or write data: alone), and
+    say the line that does the same."""
+    words = [
+        *map(str, arguments),
+        *(w for k, v in flags.items() for w in (f"--{k.replace('_', '-')}", str(v))),
+    ]
+    launcher = (
+        []
+        if script in ("data/digits.py", "evals/filter_plot.py")
+        else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(RANKS)]
+    )
+    said = shlex.join(
+        [f"torchrun --nproc_per_node {RANKS}" if launcher else "python", script, *words]
+    )
     print(f"\n$ {said.replace(chr(39), '')}", flush=True)
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // RANKS))} if launcher else {}
-    subprocess.run([sys.executable, *launcher, script, *words], cwd=ROOT, env=os.environ | threads, check=True)
+    subprocess.run(
+        [sys.executable, *launcher, script, *words], cwd=ROOT, env=os.environ | threads, check=True
+    )
 
 
 def read(path: Path) -> list[dict]:
-    """The finished lines of a JSONL file, none where there is no file; a kill may have torn the last line."""
+    """The finished lines of a JSONL file, none where there is no file; a kill may have torn the
+    last line."""
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
 def draw_advantages(axes, name: str, histograms: list[list[int]]) -> None:
     """Fig. 9: the summed histograms of `advantages` in metrics.jsonl, as shares."""
     counts = torch.tensor(histograms).sum(0).float()
-    axes.stairs(counts / counts.sum(), torch.linspace(-3.125, 3.125, 26).tolist(), label=name, linewidth=2)
+    axes.stairs(
+        counts / counts.sum(), torch.linspace(-3.125, 3.125, 26).tolist(), label=name, linewidth=2
+    )
     axes.set(title="advantages of all rollouts (Fig. 9)", xlabel="A", ylabel="share")
 
 
@@ -63,8 +82,18 @@ def report(out: Path, summary: dict, metrics: dict[str, list[dict]]) -> None:
         draw_advantages(advantage, name, [r["advantages"] for r in rows])
     kinds = FIGURES[:-1]
     for i, name in enumerate(names):
-        orders.bar([k + 0.27 * (i - 1) for k in range(len(kinds))], [summary[name][k] for k in kinds], width=0.27, label=name)
-        slots.plot(list(summary[name]["by_slot"]), list(summary[name]["by_slot"].values()), marker="o", label=name)
+        orders.bar(
+            [k + 0.27 * (i - 1) for k in range(len(kinds))],
+            [summary[name][k] for k in kinds],
+            width=0.27,
+            label=name,
+        )
+        slots.plot(
+            list(summary[name]["by_slot"]),
+            list(summary[name]["by_slot"].values()),
+            marker="o",
+            label=name,
+        )
     orders.set_xticks(range(len(kinds)), [k.replace("_", "\n") for k in kinds])
     reward.set(title="reward while training", xlabel="step", ylabel="mean reward of the rollouts")
     orders.set(title="test questions, over the orders of their images", ylim=(0, 1.05))
@@ -75,7 +104,9 @@ def report(out: Path, summary: dict, metrics: dict[str, list[dict]]) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", default="runs/demo")
     args = p.parse_args()
@@ -86,33 +117,84 @@ def main() -> None:
 
     command("data/digits.py", out=digits, seed=seed)
     filtered = out / "train.jsonl"
-    command("perl/filter.py", digits / "train.jsonl", model=digits / "base", out=filtered, plot=out / "filter.png", seed=seed, **limits)
+    command(
+        "perl/filter.py",
+        digits / "train.jsonl",
+        model=digits / "base",
+        out=filtered,
+        seed=seed,
+        **limits,
+    )
+    command("evals/filter_plot.py", filtered, out=out / "filter.png")
     for name, groups in RUNS.items():
-        shutil.rmtree(ROOT / out / name, ignore_errors=True)  # of the demo before this one; train.py goes over no run
-        command("perl/train.py", model=digits / "base", data=filtered, out=out / name, seed=seed, **(settings | groups))
+        shutil.rmtree(
+            ROOT / out / name, ignore_errors=True
+        )  # of the demo before this one; train.py goes over no run
+        command(
+            "perl/train.py",
+            model=digits / "base",
+            data=filtered,
+            out=out / name,
+            seed=seed,
+            **(settings | groups),
+        )
     models = {"base": digits / "base"} | {name: out / name / "model" for name in RUNS}
     for name, model in models.items():
-        command("evals/orders.py", model=model, data=digits / "test.jsonl", out=out / f"eval-{name}", seed=seed, **limits)
+        command(
+            "evals/orders.py",
+            model=model,
+            data=digits / "test.jsonl",
+            out=out / f"eval-{name}",
+            seed=seed,
+            **limits,
+        )
 
     out = ROOT / out
-    evals = {name: json.loads((out / f"eval-{name}" / "orders.json").read_text()) for name in models}
+    evals = {
+        name: json.loads((out / f"eval-{name}" / "orders.json").read_text()) for name in models
+    }
     metrics = {name: read(out / name / "metrics.jsonl") for name in RUNS}
-    made = {"model": str(digits / "base"), "seed": seed}  # the file keeps the scores of other seeds, too
-    scored = [row for row in read(out / "train.jsonl.scores.jsonl") if made.items() <= row["settings"].items()]
+    made = {
+        "model": str(digits / "base"),
+        "seed": seed,
+    }  # the file keeps the scores of other seeds, too
+    scored = [
+        row
+        for row in read(out / "train.jsonl.scores.jsonl")
+        if made.items() <= row["settings"].items()
+    ]
     before = list({row["id"]: row["accuracy"] for row in scored}.values())
     after = [row["accuracy"] for row in read(out / "train.jsonl")]
-    summary = {"seed": seed} | {name: {k: evals[name][k] for k in (*FIGURES, "by_task")} for name in models}
-    summary["filter"] = {"mean_before": sum(before) / len(before), "mean_after": sum(after) / len(after)}
-    summary["max_abs_logp_gap"] = max(row["logp_gap_max"] for rows in metrics.values() for row in rows)
+    summary = {"seed": seed} | {
+        name: {k: evals[name][k] for k in (*FIGURES, "by_task")} for name in models
+    }
+    summary["filter"] = {
+        "mean_before": sum(before) / len(before),
+        "mean_after": sum(after) / len(after),
+    }
+    summary["max_abs_logp_gap"] = max(
+        row["logp_gap_max"] for rows in metrics.values() for row in rows
+    )
     summary["minutes"] = (time.perf_counter() - start) / 60
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     report(out, summary, metrics)
 
-    print(f"\n{'':6}" + "".join(f"{k.replace('_', ' '):>18}" for k in FIGURES[:-1]) + "   by slot of the right image")
+    print(
+        f"\n{'':6}"
+        + "".join(f"{k.replace('_', ' '):>18}" for k in FIGURES[:-1])
+        + "   by slot of the right image"
+    )
     for name in models:
         by_slot = " ".join(f"{v:.2f}" for v in summary[name]["by_slot"].values())
-        print(f"{name:6}" + "".join(f"{summary[name][k]:18.3f}" for k in FIGURES[:-1]) + f"   {by_slot}")
-    print(f"\n{summary['minutes']:.1f} minutes; {args.out}/report.png, {args.out}/summary.json", flush=True)
+        print(
+            f"{name:6}"
+            + "".join(f"{summary[name][k]:18.3f}" for k in FIGURES[:-1])
+            + f"   {by_slot}"
+        )
+    print(
+        f"\n{summary['minutes']:.1f} minutes; {args.out}/report.png, {args.out}/summary.json",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

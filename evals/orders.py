@@ -1,24 +1,26 @@
 """Accuracy over image orders: does the model mean what it sees, or where it sees it?
 
-Every question is asked greedily in every order of its images (all orders of up to four movable images, else 24 drawn with
-a seed, the given one always among them), its answer remapped by perl/permute.py. Over the orders of one question:
+Every question is asked greedily in every order of its images (all orders of up to four movable
+images, else 24 drawn with a seed, the given one always among them), its answer remapped by
+perl/permute.py. Over the orders of one question:
 
-    given         right in the order of the file                       (all questions)
-    mean / worst / best over orders: of 1 for right and 0 for wrong     (questions that can be permuted)
-    consistency   the same answer, right or wrong, in every order, after mapping it back to the given order; no answer at
-                  all in some order is not the same answer
-    by_slot       accuracy by the slot in which the right image stood, over all orders (answers that name one image)
+    given         right in the order of the file (all questions)
+    mean, worst   of 1 for right and 0 for wrong over orders, and best (permutable questions)
+    consistency   the same answer, right or wrong, in every order, mapped back to the given order;
+                  no answer at all in some order is not the same answer
+    by_slot       accuracy by the slot of the right image, over all orders (one image is named)
     by_task       accuracy by the rows' `task`, over all orders
 
-The theory of the paper (appendix) is about worst and best: their gap should be smaller after PeRL than after GRPO. The
-paper reports neither these nor a consistency figure.
+The theory of the paper (appendix) is about worst and best: their gap should be smaller after PeRL
+than after GRPO. The paper reports neither these nor a consistency figure.
 
-Any vision-language model that vLLM loads can be asked. It gets the prompt of training through `LLM.chat`: the model's own
-chat template decides how a turn is written (LLaVA's, for one, puts all images before the text), vLLM expands the images.
-An image over --max-pixels is scaled down before the model's processor sees it; Qwen's alone, in training, rounds such an
-image to its patches in one step, not two, so there the prompts of large images differ by a few image tokens.
+Any vision-language model that vLLM loads can be asked. It gets the prompt of training through
+`LLM.chat`: the model's own chat template decides how a turn is written (LLaVA's, for one, puts
+all images before the text), vLLM expands the images. An image over --max-pixels is scaled down
+before the model's processor sees it; Qwen's alone, in training, rounds such an image to its
+patches in one step, not two, so there the prompts of large images differ by a few image tokens.
 
-    python evals/orders.py --model DIR --data TEST.jsonl --out EVAL       (or under torchrun: ranks share the questions)
+    python evals/orders.py --model DIR --data TEST.jsonl --out EVAL       (or under torchrun)
 
 writes EVAL/orders.json, EVAL/orders.png and, for a closer look, EVAL/answers.jsonl.
 """
@@ -40,8 +42,20 @@ from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rewards
 from perl.permute import MARK, DataError, Sample, inverse, load, permute, plain, renamed
-from perl.rollout import SLACK, add_engine_arguments, chat, join_torchrun, reading, run, start, stop
+from perl.rollout import (
+    SLACK,
+    add_engine_arguments,
+    chat,
+    check_control_tokens,
+    join_torchrun,
+    open_image,
+    reading,
+    run,
+    start,
+    stop,
+)
 from rewards.boxed import accuracy, boxed, letter_of, options
 
 MAX_ORDERS = 24
@@ -52,7 +66,8 @@ CHUNK = 256  # prompts sampled at a time
 
 
 def orders_of(sample: Sample, seed: int, most: int = MAX_ORDERS) -> list[tuple[int, ...]]:
-    """The orders to ask, the given one first: all of them if they are at most `most`, else that many drawn with `seed`."""
+    """The orders to ask, the given one first: all of them if they are at most `most`, else that
+    many drawn with `seed`."""
     stem, moving = tuple(range(sample.stem)), range(sample.stem, len(sample.images))
     given = (*stem, *moving)
     if math.factorial(len(moving)) <= most:
@@ -63,15 +78,19 @@ def orders_of(sample: Sample, seed: int, most: int = MAX_ORDERS) -> list[tuple[i
     return list(drawn)
 
 
-def asked(sample: Sample, seed: int, most: int = MAX_ORDERS) -> list[tuple[tuple[int, ...], Sample]]:
-    """(sigma, permuted sample) for every order to ask; only the given one of a question that is not permutable."""
+def asked(
+    sample: Sample, seed: int, most: int = MAX_ORDERS
+) -> list[tuple[tuple[int, ...], Sample]]:
+    """(sigma, permuted sample) for every order to ask; only the given one of a question that is
+    not permutable."""
     if not sample.permute:
         return [(tuple(range(len(sample.images))), sample)]
     return [(sigma, permute(sample, sigma)) for sigma in orders_of(sample, seed, most)]
 
 
 def possible_answers(x: Sample) -> list[str]:
-    """The answers that the one mark in the right answer can take, one for each slot its image can move to."""
+    """The answers that the one mark in the right answer can take, one for each slot its image can
+    move to."""
     marks = list(MARK.finditer(x.answer))
     if len(marks) != 1:
         return []
@@ -82,10 +101,12 @@ def possible_answers(x: Sample) -> list[str]:
 
 
 def mapped_back(permuted: Sample, sigma: Sequence[int], response: str) -> str | None:
-    """What `response` to the permuted question answers in the given order, in lower case; None without an answer.
+    """What `response` to the permuted question answers in the given order, in lower case; None
+    without an answer.
 
-    Of the answers that the right one's mark can take, the one that the grader accepts is permuted back, however it is
-    written; the letter of a text option is the same letter in every order; all else is its own words."""
+    Of the answers that the right one's mark can take, the one that the grader accepts is permuted
+    back, however it is written; the letter of a text option is the same letter in every order;
+    all else is its own words."""
     said = (boxed(response) or "").strip()
     if not said:
         return None
@@ -101,8 +122,8 @@ def mapped_back(permuted: Sample, sigma: Sequence[int], response: str) -> str | 
 
 
 def slot_of(x: Sample) -> int | None:
-    """The 1-based slot of a question: of the one mark in its answer, else of the one mark in the text of the option its
-    answer names; None without one."""
+    """The 1-based slot of a question: of the one mark in its answer, else of the one mark in the
+    text of the option its answer names; None without one."""
     marks = MARK.findall(x.answer)
     if not marks:
         letter, _ = letter_of(plain(x.answer))
@@ -111,7 +132,8 @@ def slot_of(x: Sample) -> int | None:
 
 
 def summarise(records: Sequence[dict]) -> dict:
-    """The figures of the docstring. A record: id, task, order (0: the given one), right, answer (mapped back), slot."""
+    """The figures of the docstring. A record: id, task, order (0: the given one), right, answer
+    (mapped back), slot."""
     mean = lambda xs: sum(xs) / len(xs) if xs else None  # noqa: E731
     questions: dict[str, list[dict]] = {}
     for record in records:
@@ -126,30 +148,60 @@ def summarise(records: Sequence[dict]) -> dict:
         "mean_over_orders": mean([mean([r["right"] for r in group]) for group in several]),
         "worst_order": mean([min(r["right"] for r in group) for group in several]),
         "best_order": mean([max(r["right"] for r in group) for group in several]),
-        "consistency": mean([
-            float(len({r["answer"] for r in group}) == 1 and group[0]["answer"] is not None) for group in several
-        ]),
-        "by_slot": {str(slot): mean([r["right"] for r in records if r["slot"] == slot]) for slot in slots},
-        "by_task": {task: mean([r["right"] for r in records if r["task"] == task]) for task in tasks},
-    }  # fmt: skip
+        "consistency": mean(
+            [
+                float(len({r["answer"] for r in group}) == 1 and group[0]["answer"] is not None)
+                for group in several
+            ]
+        ),
+        "by_slot": {
+            str(slot): mean([r["right"] for r in records if r["slot"] == slot]) for slot in slots
+        },
+        "by_task": {
+            task: mean([r["right"] for r in records if r["task"] == task]) for task in tasks
+        },
+    }
 
 
 def evaluate(
-    ask: Callable[[Sequence[Sample]], list[str]], samples: Sequence[Sample], seed: int, most: int, rank: int, world: int
+    ask: Callable[[Sequence[Sample]], list[str]],
+    samples: Sequence[Sample],
+    seed: int,
+    most: int,
+    rank: int,
+    world: int,
+    grade: Callable = accuracy,
 ) -> list[dict]:
-    """Ask every question in up to `most` orders; the records of all ranks, on all ranks. Collective. `ask` answers samples
-    with response texts, greedily: `answers` below, or an engine of training."""
-    asks = [(x, k, sigma, y) for x in samples[rank::world] for k, (sigma, y) in enumerate(asked(x, seed, most))]
+    """Ask every question in up to `most` orders; the records of all ranks, on all ranks.
+    Collective. `ask` answers samples with response texts, greedily: `answers` below, or an engine
+    of training."""
+    asks = [
+        (x, k, sigma, y)
+        for x in samples[rank::world]
+        for k, (sigma, y) in enumerate(asked(x, seed, most))
+    ]
     records = []
     with tqdm(total=len(asks), desc="asking", disable=rank != 0, dynamic_ncols=True) as bar:
         for first in range(0, len(asks), CHUNK):
             chunk = asks[first : first + CHUNK]
             responses = ask([y for *_, y in chunk])
             for (x, k, sigma, y), response in zip(chunk, responses, strict=True):
-                right = accuracy(response, plain(y.answer), options(plain(y.question)))
-                answer = plain(x.answer).casefold() if right else mapped_back(y, sigma, response)  # right answers are one answer
-                records.append({"id": x.id, "task": x.task, "order": k, "sigma": sigma, "right": right,
-                                "answer": answer, "slot": slot_of(y), "response": response})  # fmt: skip
+                right = grade(response, plain(y.answer), options(plain(y.question)))
+                answer = (
+                    plain(x.answer).casefold() if right else mapped_back(y, sigma, response)
+                )  # right answers are one answer
+                records.append(
+                    {
+                        "id": x.id,
+                        "task": x.task,
+                        "order": k,
+                        "sigma": sigma,
+                        "right": right,
+                        "answer": answer,
+                        "slot": slot_of(y),
+                        "response": response,
+                    }
+                )
             bar.update(len(chunk))
             bar.set_postfix(accuracy=f"{sum(r['right'] for r in records) / len(records):.3f}")
     ranks = [None] * world
@@ -162,15 +214,20 @@ def evaluate(
 
 @functools.lru_cache(maxsize=64)  # every order of a question shows the same images
 def picture(path: str, max_pixels: int) -> Image.Image:
-    """The image as the model's processor gets it: RGB, scaled down to at most `max_pixels`. Raises OSError."""
-    with Image.open(path) as file:
-        pil = file.convert("RGB")
+    """The image as the model's processor gets it: scaled down to at most `max_pixels`. Raises
+    what open_image does."""
+    pil = open_image(path)
     scale = math.sqrt(max_pixels / (pil.width * pil.height))
-    return pil if scale >= 1 else pil.resize([max(1, int(scale * side)) for side in pil.size], Image.Resampling.BICUBIC)
+    return (
+        pil
+        if scale >= 1
+        else pil.resize([max(1, int(scale * side)) for side in pil.size], Image.Resampling.BICUBIC)
+    )
 
 
 def conversation(sample: Sample, max_pixels: int) -> list[dict]:
-    """The turn of training with the pictures in their slots, as `LLM.chat` takes it. DataError: one is unreadable."""
+    """The turn of training with the pictures in their slots, as `LLM.chat` takes it. DataError:
+    one is unreadable."""
     [turn] = chat(sample.question)
     paths, content = iter(sample.images), []
     for part in turn["content"]:
@@ -183,23 +240,28 @@ def conversation(sample: Sample, max_pixels: int) -> list[dict]:
 
 
 def chat_settings(args) -> dict:
-    """For vLLM: templates that take a turn as one string have its images in their slots too, not all in front."""
+    """For vLLM: templates that take a turn as one string have its images in their slots too, not
+    all in front."""
     return dict(interleave_mm_strings=True, trust_remote_code=args.trust_remote_code)
 
 
 def render(renderer, turns: list[dict]) -> tuple[list[int], list]:
-    """What vLLM makes of a conversation: the prompt's tokens with the images expanded, and the images' places in it."""
+    """What vLLM makes of a conversation: the prompt's tokens with the images expanded, and the
+    images' places in it."""
     from vllm.renderers import ChatParams
 
     # As `LLM.chat` does: the template writes all special tokens there are.
     tokens = renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
-    _, [prompt] = renderer.render_chat([turns], ChatParams(chat_template_kwargs={"add_generation_prompt": True}), tokens)
+    _, [prompt] = renderer.render_chat(
+        [turns], ChatParams(chat_template_kwargs={"add_generation_prompt": True}), tokens
+    )
     return prompt["prompt_token_ids"], prompt["mm_placeholders"]["image"]
 
 
 def open_renderer(args, max_images: int):
-    """vLLM's own reading of --model, without its weights, tried on one image: its renderer, and its context in tokens.
-    Raises DataError where there is no model, or none that vLLM can ask about images."""
+    """vLLM's own reading of --model, without its weights, tried on one image: its renderer, and
+    its context in tokens. Raises DataError where there is no model, or none that vLLM can ask
+    about images."""
     from vllm import EngineArgs
     from vllm.exceptions import VLLMClientError
     from vllm.renderers import renderer_from_config
@@ -208,35 +270,46 @@ def open_renderer(args, max_images: int):
         raise DataError("--model is missing: a Hugging Face directory or hub id")
     try:
         limit = {"image": max_images}
-        config = EngineArgs(args.model, limit_mm_per_prompt=limit, **chat_settings(args)).create_engine_config()
+        config = EngineArgs(
+            args.model, limit_mm_per_prompt=limit, **chat_settings(args)
+        ).create_engine_config()
         renderer = renderer_from_config(config)
         blank = {"type": "image_pil", "image_pil": Image.new("RGB", (224, 224))}
         render(renderer, [{"role": "user", "content": [blank, {"type": "text", "text": "What?"}]}])
     except (OSError, ValueError, TypeError, RuntimeError, AssertionError, VLLMClientError) as error:
         reason = shorten(str(error), 500)
-        raise DataError(f"--model {args.model}: no model there that vLLM can ask about images ({reason})") from error
+        raise DataError(
+            f"--model {args.model}: no model there that vLLM can ask about images ({reason})"
+        ) from error
     folder = Path(args.model)
-    if folder.is_dir() and not any(file.suffix in (".safetensors", ".bin", ".pt") for file in folder.iterdir()):
+    if folder.is_dir() and not any(
+        file.suffix in (".safetensors", ".bin", ".pt") for file in folder.iterdir()
+    ):
         raise DataError(f"--model {args.model}: no weights (*.safetensors) there")
     return renderer, config.model_config.max_model_len
 
 
 def prompt_length(renderer, context: int, sample: Sample, args) -> int:
-    """Tokens of a sample's prompt. Raises DataError for an image that is unreadable or that the model's processor refuses,
-    for a text with an image token of the model in it, and for a prompt over --max-prompt or the model's context."""
+    """Tokens of a sample's prompt. Raises DataError for an image that is unreadable or that the
+    model's processor refuses, for a text with a control token of the model in it, and for a
+    prompt over --max-prompt or the model's context."""
     from vllm.exceptions import VLLMClientError
 
-    limit, turns = min(args.max_prompt, context - args.max_tokens - SLACK), conversation(sample, args.max_pixels)
+    limit, turns = (
+        min(args.max_prompt, context - args.max_tokens - SLACK),
+        conversation(sample, args.max_pixels),
+    )
+    check_control_tokens(renderer.get_tokenizer(), sample)
     try:
-        ids, places = render(renderer, turns)
-    except (ValueError, VLLMClientError) as error:  # too long as mere text; a picture the processor refuses
+        ids, _ = render(renderer, turns)
+    except (
+        ValueError,
+        VLLMClientError,
+    ) as error:  # too long as mere text; a picture the processor refuses
         reason = shorten(str(error.__cause__ or error), 500)
-        raise DataError(f"{sample.where}: question: vLLM makes no prompt of it ({reason})") from error
-    inside = {k: place.is_embed is None or place.is_embed[k - place.offset]
-              for place in places for k in range(place.offset, place.offset + place.length)}  # fmt: skip
-    pads = {ids[k] for k, is_pad in inside.items() if is_pad}
-    if any(token in pads for k, token in enumerate(ids) if k not in inside):
-        raise DataError(f"{sample.where}: question: its text holds an image token of the model beside its <image> slots")
+        raise DataError(
+            f"{sample.where}: question: vLLM makes no prompt of it ({reason})"
+        ) from error
     if len(ids) > limit:
         raise DataError(
             f"{sample.where}: question: its prompt has {len(ids)} tokens, the limit is {limit} (--max-prompt "
@@ -245,10 +318,15 @@ def prompt_length(renderer, context: int, sample: Sample, args) -> int:
     return len(ids)
 
 
-def longest_prompt(renderer, context: int, samples: Sequence[Sample], args, rank: int, world: int) -> int:
-    """The greatest `prompt_length`, read by all ranks together; what one of them finds wrong, all raise. Collective."""
+def longest_prompt(
+    renderer, context: int, samples: Sequence[Sample], args, rank: int, world: int
+) -> int:
+    """The greatest `prompt_length`, read by all ranks together; what one of them finds wrong, all
+    raise. Collective."""
     try:
-        mine = max((prompt_length(renderer, context, x, args) for x in samples[rank::world]), default=0)
+        mine = max(
+            (prompt_length(renderer, context, x, args) for x in samples[rank::world]), default=0
+        )
     except DataError as error:
         mine = error
     ranks = [None] * world
@@ -268,7 +346,9 @@ def answers(llm, args, samples: Sequence[Sample]) -> list[str]:
         greedy = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
         try:
             llm.enqueue_chat(conversation(sample, args.max_pixels), greedy, use_tqdm=False)
-        except VLLMClientError as error:  # the given order was checked: this one is longer by more than SLACK
+        except (
+            VLLMClientError
+        ) as error:  # the given order was checked: this one is longer by more than SLACK
             raise DataError(f"{sample.where}: question: {error}") from error
     return [output.outputs[0].text for output in llm.wait_for_completion(use_tqdm=False)]
 
@@ -293,26 +373,48 @@ def plot(summary: dict, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--data", required=True, help="JSONL of questions")
     p.add_argument("--out", required=True, help="folder for the results")
-    p.add_argument("--seed", type=int, default=0, help="draws the orders of questions that have more than 24")
-    p.add_argument("--trust-remote-code", action="store_true", help="run the Python code that some models bring along")
+    p.add_argument(
+        "--seed", type=int, default=0, help="draws the orders of questions that have more than 24"
+    )
+    p.add_argument("--reward", metavar="FILE.py:FUNCTION", help="its `accuracy` is what counts")
+    p.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python code that some models bring along",
+    )
     add_engine_arguments(p)
     args = p.parse_args(argv)
 
+    grader = rewards.load(args.reward)
     rank, world, _ = join_torchrun()
     samples = load(args.data)
     most = max(len(x.images) for x in samples)
     longest = longest_prompt(*open_renderer(args, most), samples, args, rank, world)
-    llm = start(args.model, longest + SLACK, args.max_tokens, most, args.gpu_memory, **chat_settings(args))
-    records = evaluate(functools.partial(answers, llm, args), samples, args.seed, MAX_ORDERS, rank, world)
+    llm = start(
+        args.model, longest + SLACK, args.max_tokens, most, args.gpu_memory, **chat_settings(args)
+    )
+    records = evaluate(
+        functools.partial(answers, llm, args),
+        samples,
+        args.seed,
+        MAX_ORDERS,
+        rank,
+        world,
+        grader.accuracy,
+    )
     stop(llm)
     if rank == 0:
         out = Path(args.out)
         out.mkdir(parents=True, exist_ok=True)
         summary = summarise(records) | {"model": args.model, "data": args.data, "seed": args.seed}
-        (out / "answers.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        (out / "answers.jsonl").write_text(
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+        )
         (out / "orders.json").write_text(json.dumps(summary, indent=1) + "\n")
         plot(summary, out / "orders.png")
         print(json.dumps(summary, indent=1))

@@ -1,10 +1,12 @@
-"""The picture at the top of the README: one real question of the digits task, as PeRL sees it in one step.
+"""The picture at the top of the README: one real question of the digits task, as PeRL sees it in
+one step.
 
-Permutes a question, samples 6 rollouts for each of the two orders, grades them and draws all of it: images, text, remapped
-answer, rewards (Eq. 1) and merged advantages (Eqs. 4-5). It takes the first question on more than two images whose text or
-answer changes and whose rewards differ within both orders.
+Permutes a question, samples 6 rollouts for each of the two orders, grades them and draws all of
+it: images, text, remapped answer, rewards (Eq. 1) and merged advantages (Eqs. 4-5). It takes the
+first question on more than two images whose text or answer changes and whose rewards differ
+within both orders.
 
-    python evals/picture.py --model runs/digits/base --data runs/demo/train.jsonl --out docs/perl.png
+    python evals/picture.py --model runs/digits/base --data runs/demo/train.jsonl --out P.png
 """
 
 import argparse
@@ -18,20 +20,31 @@ from perl.rollout import Engine, join_torchrun, prepare, run
 from perl.train import Group, parse_args, sample_groups
 
 BLUE, ORANGE, GREY = "#3b6ea8", "#d9822b", "#8a8a8a"
-STEPS = [("data", "questions with\nseveral images"), ("filter.py", "balanced difficulty,\nby 10 rollouts (Fig. 3)"),
-         ("permute.py", "new order of images,\nanswer remapped (Eq. 1)"), ("rollout.py", "n rollouts of\neach order, vLLM"),
-         ("grpo.py", "rewards, one baseline\nover all orders (Eqs. 4-5)"), ("train.py", "Eq. 6, AdamW, FSDP2;\nnew weights to vLLM")]
+STEPS = [
+    ("data", "questions with\nseveral images"),
+    ("filter.py", "balanced difficulty,\nby 10 rollouts (Fig. 3)"),
+    ("permute.py", "new order of images,\nanswer remapped (Eq. 1)"),
+    ("rollout.py", "n rollouts of\neach order, vLLM"),
+    ("grpo.py", "rewards, one baseline\nover all orders (Eqs. 4-5)"),
+    ("train.py", "Eq. 6, AdamW, FSDP2;\nnew weights to vLLM"),
+]
 
 
 def worth_drawing(group: Group) -> bool:
-    """Whether the copy is worth a picture: moved, its text or answer changed, and right and wrong answers in each order."""
+    """Whether the copy is worth a picture: moved, its text or answer changed, and right and wrong
+    answers in each order."""
     original, copy = (c.sample for c in group.copies)
     changed = (original.question, original.answer) != (copy.question, copy.answer)
-    return changed and len(original.images) > 2 and all(r.min() < 0.5 < r.max() for r in group.rewards.view(2, -1))
+    return (
+        changed
+        and len(original.images) > 2
+        and all(r.min() < 0.5 < r.max() for r in group.rewards.view(2, -1))
+    )
 
 
 def draw(group: Group, path: str) -> None:
-    """The pipeline on top, the two orders of a question below it, their rewards and advantages on the right."""
+    """The pipeline on top, the two orders of a question below it, their rewards and advantages on
+    the right."""
     from matplotlib.figure import Figure
     from matplotlib.image import imread
     from matplotlib.patches import FancyBboxPatch
@@ -39,11 +52,22 @@ def draw(group: Group, path: str) -> None:
     figure = Figure(figsize=(12, 5.4))
     top = figure.add_axes([0, 0.78, 1, 0.22], xlim=(0, len(STEPS)), ylim=(0, 1))
     for i, (name, what) in enumerate(STEPS):
-        top.add_patch(FancyBboxPatch((i + 0.07, 0.14), 0.8, 0.68, boxstyle="round,pad=0.02", fc="#eef3f8", ec=BLUE))
-        top.text(i + 0.47, 0.66, name, ha="center", va="center", fontsize=11, weight="bold", color=BLUE)
+        top.add_patch(
+            FancyBboxPatch(
+                (i + 0.07, 0.14), 0.8, 0.68, boxstyle="round,pad=0.02", fc="#eef3f8", ec=BLUE
+            )
+        )
+        top.text(
+            i + 0.47, 0.66, name, ha="center", va="center", fontsize=11, weight="bold", color=BLUE
+        )
         top.text(i + 0.47, 0.35, what, ha="center", va="center", fontsize=8.5)
         if i:
-            top.annotate("", (i + 0.04, 0.48), (i - 0.09, 0.48), arrowprops={"arrowstyle": "->", "color": GREY})
+            top.annotate(
+                "",
+                (i + 0.04, 0.48),
+                (i - 0.09, 0.48),
+                arrowprops={"arrowstyle": "->", "color": GREY},
+            )
     n = len(group.rollouts) // 2
     for k, (copy, y) in enumerate(zip(group.copies, (0.42, 0.04))):
         x, colour = copy.sample, (BLUE, ORANGE)[k]
@@ -53,11 +77,23 @@ def draw(group: Group, path: str) -> None:
             axes = figure.add_axes([0.02 + 0.068 * slot, y + 0.15, 0.062, 0.14])
             axes.imshow(imread(image), cmap="gray_r")
             axes.set(xticks=[], yticks=[])
-            axes.set_xlabel(f"slot {slot + 1}: image {copy.sigma[slot] + 1}", fontsize=7, labelpad=2)
+            axes.set_xlabel(
+                f"slot {slot + 1}: image {copy.sigma[slot] + 1}", fontsize=7, labelpad=2
+            )
         text = " ".join(plain(x.question).replace("<image>", "").split())
-        figure.text(0.02, y + 0.05, f"{text}\nanswer: {plain(x.answer)}", fontsize=10, va="center", linespacing=1.6)
+        figure.text(
+            0.02,
+            y + 0.05,
+            f"{text}\nanswer: {plain(x.answer)}",
+            fontsize=10,
+            va="center",
+            linespacing=1.6,
+        )
         mine = slice(k * n, (k + 1) * n)
-        panels = (0.47, group.rewards, "reward of 6 rollouts"), (0.74, group.advantages, "advantage, both orders merged")
+        panels = (
+            (0.47, group.rewards, "reward of 6 rollouts"),
+            (0.74, group.advantages, "advantage, both orders merged"),
+        )
         for left, values, title in panels:
             axes = figure.add_axes([left, y + 0.06, 0.24, 0.22])
             axes.bar(range(1, n + 1), values[mine].tolist(), color=colour)
@@ -71,17 +107,28 @@ def draw(group: Group, path: str) -> None:
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--model", required=True)
     p.add_argument("--data", required=True, help="JSONL of questions")
     p.add_argument("--out", required=True, help="the picture, PNG")
     own = p.parse_args()
     join_torchrun()
-    flags = {k: TRAIN[k] for k in ("max_prompt", "max_tokens")} | {"model": own.model, "data": own.data, "n_s": 1, "n": 6}
+    flags = {k: TRAIN[k] for k in ("max_prompt", "max_tokens")} | {
+        "model": own.model,
+        "data": own.data,
+        "n_s": 1,
+        "n": 6,
+    }
     args, samples = parse_args([], flags), load(own.data)
     processor, settings = prepare(args, samples)
-    engine = Engine(*settings)
-    found = (g for s in range(0, len(samples), 32) for g in sample_groups(engine, processor, samples[s : s + 32], 0, 1.0, args))
+    engine = Engine(settings)
+    found = (
+        g
+        for s in range(0, len(samples), 32)
+        for g in sample_groups(engine, processor, samples[s : s + 32], 0, 1.0, args)
+    )
     group = next(filter(worth_drawing, found), None)
     engine.close()
     if group is None:

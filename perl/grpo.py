@@ -11,21 +11,22 @@ o_ik with rewards r_ik.
 
 With n_s = 0 these are Eqs. (2)-(3), plain GRPO. Where we differ:
 
-* The paper prints (6) with the ratio of whole rollouts. Like GRPO we take ratio and KL per token, and
-  average over the tokens inside each rollout (`rollout_mean`); the release averages over all tokens of
-  a micro-batch (`token_mean` is that mean over the mini-batch).
+* The paper prints (6) with the ratio of whole rollouts. Like GRPO we take ratio and KL per token,
+  and average over the tokens inside each rollout (`rollout_mean`); the release averages over all
+  tokens of a micro-batch (`token_mean` is that mean over the mini-batch).
 * The engine that samples and the model that learns compute pi_old a little differently. A truncated
   importance weight corrects that; in float32 it is 1.
-* The release's spread has 1/(N-1) and a constant; ours is the printed one, and no spread gives exactly 0.
+* The release's spread has 1/(N-1) and a constant; ours is the printed one, and no spread gives
+  exactly 0.
 * The paper names no eps; 0.2 is the release's.
 
-A prompt with several images is long, and its n rollouts share it. `Policy` computes one row a prompt:
+A prompt with several images is long, and its n rollouts share it. `Policy` computes one row a
+prompt:
 
     [ prompt | o_1 | o_2 | .. | o_n ]      each o_k sees the prompt and itself, causally
 
-so prompt and images cost once instead of n times, and nothing is approximated. Torch only; transformers
-is imported inside the class that wraps its model.
-"""
+so prompt and images cost once instead of n times, and nothing is approximated. Torch only;
+transformers is imported inside the class that wraps its model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,9 +43,9 @@ from torch.utils.checkpoint import checkpoint
 def advantages(rewards: torch.Tensor) -> torch.Tensor:
     """Merged-group advantages: rewards (Q, (n_s+1) n) of Q questions -> the same shape, float32.
 
-    All orders of a question share one baseline, so the order on which the model does worse gets negative
-    advantages as a whole, and the better one positive ones. Two groups of their own could not say that
-    (the paper's Fig. 9):
+    All orders of a question share one baseline, so the order on which the model does worse gets
+    negative advantages as a whole, and the better one positive ones. Two groups of their own
+    could not say that (the paper's Fig. 9):
 
     >>> original, permuted = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.0, 0, 0, 1]])
     >>> advantages(torch.cat([original, permuted], dim=1))  # merged, as in the paper
@@ -66,27 +67,28 @@ def advantages(rewards: torch.Tensor) -> torch.Tensor:
 def k3(logp: torch.Tensor, ref_logp: torch.Tensor) -> torch.Tensor:
     """The k3 estimator of KL(pi || pi_ref) per token: (N,), (N,) -> (N,), float32, never negative.
 
-    exp(d) - 1 - d with d = log pi_ref - log pi (http://joschu.net/blog/kl-approx.html). d is held within
-    +-20, so that one token which the reference all but excludes cannot overflow the loss.
+    exp(d) - 1 - d with d = log pi_ref - log pi (http://joschu.net/blog/kl-approx.html). d is held
+    within +-20, so that one token which the reference all but excludes cannot overflow the loss.
     """
     d = (ref_logp.float() - logp.float()).clamp(-20.0, 20.0)
     return d.expm1() - d
 
 
 def rollout_mean(lengths: torch.Tensor, n_rollouts: int) -> torch.Tensor:
-    """Weights of the mean over rollouts of the mean over their tokens: lengths (K,) -> (N,), N tokens.
+    """Weights of the mean over rollouts of the mean over their tokens: lengths (K,) -> (N,), N
+    tokens.
 
-    `n_rollouts` counts the rollouts of the GLOBAL mini-batch: weighted sums add up over micro-batches
-    and ranks.
-    """
+    `n_rollouts` counts the rollouts of the GLOBAL mini-batch: weighted sums add up over
+    micro-batches and ranks."""
     return (1.0 / (lengths * n_rollouts)).repeat_interleave(lengths)
 
 
 def token_mean(lengths: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """Instead, the weights of one mean over all `n_tokens` tokens of the global mini-batch: (K,) -> (N,).
+    """Instead, the weights of one mean over all `n_tokens` tokens of the global mini-batch: (K,)
+    -> (N,).
 
-    Long rollouts weigh more (DAPO, arXiv 2503.14476); the release does this within each micro-batch.
-    """
+    Long rollouts weigh more (DAPO, arXiv 2503.14476); the release does this within each
+    micro-batch."""
     return torch.full((int(lengths.sum()),), 1.0 / n_tokens, device=lengths.device)
 
 
@@ -103,11 +105,12 @@ def grpo_loss(
     beta: float = 0.01,
     tis_cap: float = 2.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Minus Eq. (6) of one micro-batch, as its share of the global mini-batch, and parts of it for logs.
+    """Minus Eq. (6) of one micro-batch, as its share of the global mini-batch, and parts of it
+    for logs.
 
-    pi_old and the sampler are one policy in two implementations: min(pi_old / sampler, tis_cap) corrects
-    what bfloat16 makes of that (truncated importance sampling, https://fengyao.notion.site/off-policy-rl).
-    """
+    pi_old and the sampler are one policy in two implementations: min(pi_old / sampler, tis_cap)
+    corrects what bfloat16 makes of that (truncated importance sampling,
+    https://fengyao.notion.site/off-policy-rl)."""
     rho = (logp - old_logp).clamp(max=20.0).exp()  # finite, as in `k3`: inf * 0 would be NaN
     clipped = rho.clamp(1.0 - clip_low, 1.0 + clip_high)
     tis = (old_logp - sampler_logp).exp().clamp(max=tis_cap)
@@ -117,8 +120,13 @@ def grpo_loss(
     loss = -(weight * J).sum()
 
     was_clipped = (clipped * A < rho * A).float()
-    parts = {"kl": kl, "clip_share": was_clipped, "tis_weight": tis}
-    return loss, {name: (weight * value).sum().detach() for name, value in parts.items()}
+    parts = {
+        "kl": kl,
+        "clip_share": was_clipped,
+        "tis_weight": tis,
+    }
+    means = {name: (weight * value).sum().detach() for name, value in parts.items()}
+    return loss, means
 
 
 # --- One row a prompt ---
@@ -128,9 +136,8 @@ def grpo_loss(
 class Row:
     """[ prompt | o_1 | .. | o_n ]: one image order of a question and its rollouts, on the CPU.
 
-    Images are anything with `key`, `pixel_values` (patches, D) and `grid_thw` (3,); images with equal
-    keys are one picture and are encoded once (rollout.Image).
-    """
+    Images are anything with `key`, `pixel_values` (patches, D) and `grid_thw` (3,); images with
+    equal keys are one picture and are encoded once (rollout.Image)."""
 
     prompt_ids: torch.Tensor  # (P,) image pads expanded
     images: tuple
@@ -139,8 +146,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Layout:
-    """Who reads whom in rows laid end to end. A span is a prompt, which reads itself, or a rollout, which
-    reads its prompt and itself."""
+    """Who reads whom in rows laid end to end. A span is a prompt, which reads itself, or a
+    rollout, which reads its prompt and itself."""
 
     keys: torch.Tensor  # (S,) positions of the keys, span by span
     query_lengths: list[int]  # P for a prompt, T_k for a rollout
@@ -189,9 +196,9 @@ def shared_prefix_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each span, its last query on its last key; returns (1, L, H, D).
 
-    Query i of T sees keys 0 .. i + S - T of S. There is no (L, L) mask and no padding, and no rollout meets
-    another: a row costs P^2/2 + sum_k T_k (P + T_k/2) pairs of tokens. Called by transformers.
-    """
+    Query i of T sees keys 0 .. i + S - T of S. There is no (L, L) mask and no padding, and no
+    rollout meets another: a row costs P^2/2 + sum_k T_k (P + T_k/2) pairs of tokens. Called by
+    transformers."""
     k, v = k[:, :, layout.keys], v[:, :, layout.keys]  # (1, H_kv, S, D)
     if q.is_cuda and q.dtype != torch.float32:
         return varlen_attention(q, k, v, layout, scaling), None
@@ -216,7 +223,8 @@ def shared_prefix_attention(
 def varlen_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scaling: float | None
 ) -> torch.Tensor:
-    """All spans in one call of torch's flash kernel, bfloat16 on CUDA. Tests check it on a CUDA machine."""
+    """All spans in one call of torch's flash kernel, bfloat16 on CUDA. Tests check it on a CUDA
+    machine."""
 
     def starts(lengths: list[int]) -> torch.Tensor:
         return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(q.device, torch.int32)
@@ -238,12 +246,13 @@ def varlen_attention(
 
 
 class LogprobHead(nn.Linear):
-    """The language-model head: log-probabilities of given tokens, without a (N, V) tensor of logits.
+    """The language-model head: log-probabilities of given tokens, without a (N, V) tensor of
+    logits.
 
-    CHUNK positions at a time make float32 logits, and again in the backward pass. Peak memory: 3, at times
-    5, times CHUNK * V * 4 bytes beside the weight's gradient: 1 to 1.6 GB for V = 152,064, where all logits
-    of 12 rollouts of 2,048 tokens are 15 GB. One module call holds all chunks, so that FSDP gathers once.
-    """
+    CHUNK positions at a time make float32 logits, and again in the backward pass. Peak memory: 3,
+    at times 5, times CHUNK * V * 4 bytes beside the weight's gradient: 1 to 1.6 GB for V =
+    152,064, where all logits of 12 rollouts of 2,048 tokens are 15 GB. One module call holds all
+    chunks, so that FSDP gathers once."""
 
     CHUNK = 512
 
@@ -254,7 +263,8 @@ class LogprobHead(nn.Linear):
         banned: torch.Tensor,  # (B,)
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The targets' log-probabilities at `temperature` and the entropy there: (N,) and (N,), float32."""
+        """The targets' log-probabilities at `temperature` and the entropy there: (N,) and (N,),
+        float32."""
         logps, entropies = [], []
         for h, t in zip(hidden.split(self.CHUNK), targets.split(self.CHUNK), strict=True):
             logp, entropy = checkpoint(
@@ -272,7 +282,8 @@ def chunk_logps(
     banned: torch.Tensor,  # (B,) tokens that the sampler could not draw
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One chunk of `LogprobHead.forward`. Logits and log-probabilities share a name: they are freed."""
+    """One chunk of `LogprobHead.forward`. Logits and log-probabilities share a name: they are
+    freed."""
     logp = (hidden @ weight.t()).float().div_(temperature)  # (C, V), logits
     logp = logp.index_fill_(-1, banned, float("-inf")).log_softmax(-1)  # (C, V)
     of_targets = logp.gather(-1, targets[:, None])[:, 0]  # (C,)
@@ -283,10 +294,9 @@ def chunk_logps(
 class Policy(nn.Module):
     """log pi of rollouts: a model laid out as transformers' Qwen2.5-VL, reading rows.
 
-    The FSDP root: all happens inside its forward, since submodules called outside would read sharded
-    parameters. It needs `.lm_head` and `.model` with `.language_model`, `.get_image_features` and
-    `.get_rope_index`.
-    """
+    The FSDP root: all happens inside its forward, since submodules called outside would read
+    sharded parameters. It needs `.lm_head` and `.model` with `.language_model`,
+    `.get_image_features` and `.get_rope_index`."""
 
     def __init__(self, model: nn.Module):
         from transformers import AttentionInterface
@@ -308,9 +318,12 @@ class Policy(nn.Module):
         Both (N,) float32, for all tokens of all rollouts of all rows, end to end.
         """
         config, device = self.model.config, self.model.lm_head.weight.device
-        parts = [part for row in rows for part in (row.prompt_ids, *row.responses)]
+        parts, responses = [], []
+        for row in rows:
+            parts += [row.prompt_ids, *row.responses]
+            responses += row.responses
         ids = torch.cat(parts).to(device)[None]  # (1, L)
-        targets = torch.cat([o for row in rows for o in row.responses]).to(device)  # (N,)
+        targets = torch.cat(responses).to(device)  # (N,)
         where = layout(rows)
         on_device = Layout(
             where.keys.to(device),
@@ -331,7 +344,8 @@ class Policy(nn.Module):
         return self.model.lm_head(hidden[on_device.predictors], targets, banned, temperature)
 
     def positions(self, rows: Sequence[Row]) -> torch.Tensor:
-        """M-RoPE positions (3, L): each rollout goes on where its prompt ends, so n of them overlap."""
+        """M-RoPE positions (3, L): each rollout goes on where its prompt ends, so n of them
+        overlap."""
         positions = []
         for row in rows:
             is_image = (row.prompt_ids == self.model.config.image_token_id).int()[None]
@@ -346,12 +360,16 @@ class Policy(nn.Module):
         return torch.cat(positions, dim=1)
 
     def image_features(self, rows: Sequence[Row], device: torch.device):
-        """The embeddings of all images of all rows, in order; each distinct picture is encoded once."""
-        images = {image.key: image for row in rows for image in row.images}
+        """The embeddings of all images of all rows, in order; each distinct picture is encoded
+        once."""
+        shown = []
+        for row in rows:
+            shown += row.images
+        images = {image.key: image for image in shown}
         pixels = torch.cat([image.pixel_values for image in images.values()]).to(device)
         grids = torch.stack([image.grid_thw for image in images.values()]).to(device)
-        encoded = self.model.model.get_image_features(pixels, grids)
 
+        encoded = self.model.model.get_image_features(pixels, grids)
         feature_of = dict(zip(images, encoded.pooler_output, strict=True))
-        encoded.pooler_output = [feature_of[image.key] for row in rows for image in row.images]
+        encoded.pooler_output = [feature_of[image.key] for image in shown]
         return encoded

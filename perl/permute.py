@@ -1,25 +1,28 @@
-"""Permute the images of a question so that what was true stays true: Eq. (1) of PeRL (arXiv 2506.14907).
+"""Permute the images of a question so that what was true stays true: Eq. (1) of PeRL (arXiv
+2506.14907).
 
-    x = (images, question), answer y; sigma: slot j of the permuted sample shows old image sigma[j] (0-based)
+    x = (images, question), answer y
+    sigma: slot j of the permuted sample shows old image sigma[j] (0-based)
 
     x^ = (images in the order sigma, the question with every name of an image renamed)
     y^ = S(x, x^) y + (1 - S(x, x^)) Lambda(y, sigma)                                        (1)
 
-S is 1 where the answer names no image, so that it stays; Lambda renames the images that it names. With
-q = sigma^-1, old image i stands in slot q[i]: whatever named slot i must now name slot q[i].
+S is 1 where the answer names no image, so that it stays; Lambda renames the images that it names.
+With q = sigma^-1, old image i stands in slot q[i]: whatever named slot i must now name slot q[i].
 
-Which words name an image is not guessed here. The data say it, once, with marks (data/mark.py writes them):
+Which words name an image is not guessed here. The data say it, once, with marks (data/mark.py
+writes them):
 
-    The [[1|left]] image shows a dog.       "left" names the image in slot 1; the model reads "The left image shows a dog."
-    Image [[2|2]]                           an answer that names the image in slot 2
-    [[3|B]]                                 with one stem image, option B is the image in slot 3
+    The [[1|left]] image shows a dog.    "left" names the image in slot 1; the model reads "left"
+    Image [[2|2]]                        an answer that names the image in slot 2
+    [[3|B]]                              with one stem image, option B is the image in slot 3
 
-So permuting is arithmetic: a mark [[k|word]] becomes [[q(k)|the word of its form for that slot]], and nothing else
-changes. It is exact, it can be undone, and it never has to refuse.
+So permuting is arithmetic: a mark [[k|word]] becomes [[q(k)|the word of its form for that slot]],
+and nothing else changes. It is exact, it can be undone, and it never has to refuse.
 
-Where we differ: the paper asks GPT-4o for S and for the new answer; here the marks decide both. The release edits no
-text and flips A and B instead, which is wrong for "the left image shows a dog" when both do; and it draws one sigma for
-each number of images, for ever.
+Where we differ: the paper asks GPT-4o for S and for the new answer; here the marks decide both.
+The release edits no text and flips A and B instead, which is wrong for "the left image shows a
+dog" when both do; and it draws one sigma for each number of images, for ever.
 
     python perl/permute.py MARKED.jsonl [--sigma 1,0] [--n-s 1] [--seed 0] [--out OUT.jsonl]
 
@@ -46,7 +49,8 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about several images. `question` and `answer` hold marks; `plain` takes them off."""
+    """One question about several images. `question` and `answer` hold marks; `plain` takes them
+    off."""
 
     id: str
     images: tuple[str, ...]  # file names, one for each `<image>` in the question, in order
@@ -72,17 +76,21 @@ CARDINALS = (
     "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"
 ).split()
+NUMERALS = (
+    "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th 11th 12th 13th 14th 15th 16th 17th 18th 19th 20th"
+).split()
 ROMANS = "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx".split()
 CHINESE = "一 二 三 四 五 六 七 八 九 十 十一 十二 十三 十四 十五 十六 十七 十八 十九 二十".split()
 
-# A form is a way to name slots: one word for each. Three kinds of forms, by where their first word stands.
+# A form is a way to name slots: one word for each. Three kinds of forms, by where their first
+# word stands.
 FORMS: dict[str, list[list[str]]] = {
     # The k-th word names the k-th image; with a stem, of all images or of those after the stem.
     "counting": [
         [str(k) for k in range(1, 1000)],  # as many as there are images
         list("abcdefghijklmnopqrstuvwxyz"),
         ORDINALS,
-        "1st 2nd 3rd 4th 5th 6th 7th 8th 9th 10th 11th 12th 13th 14th 15th 16th 17th 18th 19th 20th".split(),
+        NUMERALS,
         CARDINALS,
         ROMANS,
         CHINESE,
@@ -119,27 +127,37 @@ FORMS: dict[str, list[list[str]]] = {
 
 @lru_cache
 def vocabulary(n: int, stem: int) -> dict[tuple[int, str], dict[int, str]]:
-    """(slot, word) -> the form of the word, for `n` images with `stem` that never move. Slots are 1-based here.
+    """(slot, word) -> the form of the word, for `n` images with `stem` that never move. Slots are
+    1-based here.
 
-    A form is a dict from slot to word. It holds a word for every slot that the image can move to; where two forms
-    have a word in common at one slot, the earlier has it, so that a mark has one meaning: forms over all images come
-    before those over the images after the stem.
-    """
-    forms = [dict(enumerate(words[:n], start=1)) for words in FORMS["counting"]]
-    if n >= 2:
-        forms += [dict(enumerate(words, start=1)) for words in FORMS["sides"] if len(words) == n]
-        forms += [dict(zip(range(n, 0, -1), words)) for words in FORMS["from the end"]]
-    if stem:
-        forms += [dict(enumerate(words[: n - stem], start=stem + 1)) for words in FORMS["counting"]]
-
+    A form is a dict from slot to word. It holds a word for every slot that the image can move to;
+    where two forms have a word in common at one slot, the earlier has it, so that a mark has one
+    meaning: forms over all images come before those over the images after the stem."""
     movable = range(stem + 1, n + 1)
     found: dict[tuple[int, str], dict[int, str]] = {}
-    for form in forms:
+    for form in forms_of(n, stem):
         moves = all(slot in form for slot in movable)
         usable = {slot: word for slot, word in form.items() if moves or slot <= stem}
         if not any(item in found for item in usable.items()):
             found |= dict.fromkeys(usable.items(), usable)
     return found
+
+
+def forms_of(n: int, stem: int) -> list[dict[int, str]]:
+    """Every form as a dict from slot to word, those over all images first."""
+    forms = []
+    for words in FORMS["counting"]:
+        forms.append(dict(enumerate(words[:n], start=1)))
+    for words in FORMS["sides"]:
+        if len(words) == n:
+            forms.append(dict(enumerate(words, start=1)))
+    for words in FORMS["from the end"]:
+        if n >= 2:
+            forms.append(dict(zip(range(n, 0, -1), words)))
+    for words in FORMS["counting"]:
+        if stem:
+            forms.append(dict(enumerate(words[: n - stem], start=stem + 1)))
+    return forms
 
 
 def with_capitals_of(old: str, word: str) -> str:
@@ -152,7 +170,8 @@ def with_capitals_of(old: str, word: str) -> str:
 
 
 def renamed(slot: int, word: str, to: int, n: int, stem: int) -> str:
-    """What `word`, the name of the image in `slot`, is called in slot `to` (1-based), in its own form and capitals."""
+    """What `word`, the name of the image in `slot`, is called in slot `to` (1-based), in its own
+    form and capitals."""
     form = vocabulary(n, stem).get((slot, word.lower()))
     if form is None or to not in form:
         raise ValueError(
@@ -162,8 +181,8 @@ def renamed(slot: int, word: str, to: int, n: int, stem: int) -> str:
 
 
 def rename(text: str, q: Sequence[int], stem: int = 0) -> str:
-    """Lambda of Eq. (1): `text` with every mark of old image i as slot q[i] is called (q 0-based). Raises ValueError
-    for a mark that `mistake` describes."""
+    """Lambda of Eq. (1): `text` with every mark of old image i as slot q[i] is called (q
+    0-based). Raises ValueError for a mark that `mistake` describes."""
 
     def moved(mark: re.Match) -> str:
         slot, word = int(mark[1]), mark[2]
@@ -198,14 +217,14 @@ def mistake(slot: int, word: str, n: int, stem: int) -> str:
             return f"{mark}: {word!r} names slot {slots[0]}, not {slot}"
         for kind in FORMS.values():
             if any(low in words for words in kind):
-                return f"{mark}: the form of {word!r} has no word for every slot that the image can move to"
+                return f"{mark}: {word!r} has no word for every slot that the image can move to"
         return f"{mark}: {word!r} is in no form"
 
     reach = range(stem + 1, n + 1) if slot > stem else [slot]
     for to in reach:
         there = with_capitals_of(word, form[to])
         if with_capitals_of(there, form[slot]) != word:
-            return f"{mark}: {word!r} is neither in lower case, nor in capitals, nor with one capital in front"
+            return f"{mark}: {word!r} must be in lower case, in capitals, or with one in front"
     return ""
 
 
@@ -220,9 +239,9 @@ def inverse(sigma: Sequence[int]) -> tuple[int, ...]:
 def permute(x: Sample, sigma: Sequence[int]) -> Sample:
     """The sample with old image sigma[j] in slot j, and every name of an image renamed.
 
-    Raises ValueError where sigma is no order of the images, or moves the stem. It does not ask whether another order
-    keeps the question's meaning: `x.permute` says that, and `copies` obeys it.
-    """
+    Raises ValueError where sigma is no order of the images, or moves the stem. It does not ask
+    whether another order keeps the question's meaning: `x.permute` says that, and `copies` obeys
+    it."""
     identity = tuple(range(len(x.images)))
     if tuple(sorted(sigma)) != identity:
         raise ValueError(f"sigma {tuple(sigma)} is no order of {len(x.images)} images")
@@ -241,7 +260,8 @@ def permute(x: Sample, sigma: Sequence[int]) -> Sample:
 
 
 def alpha(step: int, total: int, alpha_0: float = 1.0) -> float:
-    """alpha_t, the probability of permuting a question at 0-based `step`: linear decay from alpha_0 to 0 at `total`."""
+    """alpha_t, the probability of permuting a question at 0-based `step`: linear decay from
+    alpha_0 to 0 at `total`."""
     return alpha_0 * max(0.0, 1.0 - step / total)
 
 
@@ -254,12 +274,13 @@ class Copy:
 
 
 def copies(x: Sample, n_s: int, alpha_t: float, seed: int, step: int) -> list[Copy]:
-    """The group of Algorithm 1: the original, then n_s copies, all permuted if the coin falls below alpha_t.
+    """The group of Algorithm 1: the original, then n_s copies, all permuted if the coin falls
+    below alpha_t.
 
-    sigma is uniform over the other orders of the movable images, and new while there are any. A question that is not
-    permuted gets n_s identical copies, as in the release, so that a group always has n_s + 1 members. Coin and orders
-    are functions of (seed, step, id, copy) alone: equal on any number of ranks, and after a resume.
-    """
+    sigma is uniform over the other orders of the movable images, and new while there are any. A
+    question that is not permuted gets n_s identical copies, as in the release, so that a group
+    always has n_s + 1 members. Coin and orders are functions of (seed, step, id, copy) alone:
+    equal on any number of ranks, and after a resume."""
     identity = tuple(range(len(x.images)))
     original = Copy(x, identity)
     movable = identity[x.stem :]
@@ -321,7 +342,8 @@ TYPES = FIELDS | OPTIONAL
 
 
 def check_types(row: dict) -> None:
-    """Raises DataError where a field is missing or of another type, or the row is one of the first version's."""
+    """Raises DataError where a field is missing or of another type, or the row is one of the
+    first version's."""
     for name in FIELDS:
         if name not in row:
             raise DataError(f"{name}: missing")
@@ -336,8 +358,9 @@ def check_types(row: dict) -> None:
 
 
 def sample_of(row: dict, where: str = "", folder: str = "") -> Sample:
-    """One row, checked, as a sample; its image paths begin with `folder`. Raises DataError: a sentence that begins
-    with the field. Of a row in which two images are one file, two orders are one prompt with two right answers."""
+    """One row, checked, as a sample; its image paths begin with `folder`. Raises DataError: a
+    sentence that begins with the field. Of a row in which two images are one file, two orders are
+    one prompt with two right answers."""
     check_types(row)
     question, answer, stem = row["question"], row["answer"], row.get("stem", 0)
     n = len(row["images"])
@@ -371,7 +394,8 @@ def sample_of(row: dict, where: str = "", folder: str = "") -> Sample:
 
 
 def check_marks(name: str, text: str, n: int, stem: int) -> None:
-    """Raises DataError unless every mark in the field `name` is a good one and the text is one that can be encoded."""
+    """Raises DataError unless every mark in the field `name` is a good one and the text is one
+    that can be encoded."""
     if not text.isascii():
         try:
             text.encode()
@@ -385,13 +409,12 @@ def check_marks(name: str, text: str, n: int, stem: int) -> None:
             raise DataError(f"{name}: {wrong}")
     torn = re.search(r"\[\[\d+\|.{0,20}", MARK.sub("", text))
     if torn:
-        raise DataError(
-            f"{name}: {torn[0]!r} begins like a mark and is none; text that is no mark is written '[ ['"
-        )
+        raise DataError(f"{name}: {torn[0]!r} begins like a mark and is none; '[ [' is no mark")
 
 
 def load(path: str | Path, check_images: bool = True, absolute: bool = True) -> list[Sample]:
-    """The samples of a JSONL file. `absolute`: images as paths that can be opened, not relative to the file.
+    """The samples of a JSONL file. `absolute`: images as paths that can be opened, not relative
+    to the file.
 
     Raises DataError for the first row that cannot be used.
     """
@@ -444,6 +467,16 @@ def reason_to_stay(x: Sample, sigma: Sequence[int] | None) -> str:
     return ""
 
 
+def order_of(text: str | None) -> tuple[int, ...] | None:
+    """The order of --sigma; None without one. Ends the program where it is none."""
+    if text is None:
+        return None
+    numbers = text.split(",")
+    if sorted(numbers) != sorted(map(str, range(len(numbers)))):
+        sys.exit(f"permute.py: --sigma {text!r} is no order of slots such as 1,0")
+    return tuple(int(number) for number in numbers)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -460,12 +493,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--out", help="default: standard output")
     args = p.parse_args(argv)
 
-    sigma = None
-    if args.sigma is not None:
-        numbers = args.sigma.split(",")
-        if sorted(numbers) != sorted(map(str, range(len(numbers)))):
-            sys.exit(f"permute.py: --sigma {args.sigma!r} is no order of slots such as 1,0")
-        sigma = tuple(int(number) for number in numbers)
+    sigma = order_of(args.sigma)
     try:
         samples = load(args.data, check_images=False, absolute=False)
     except DataError as error:

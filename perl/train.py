@@ -1,36 +1,41 @@
 """Algorithm 1: the training loop of PeRL, one plain script for torchrun.
 
-    torchrun --nproc_per_node 8 perl/train.py --model Qwen/Qwen2.5-VL-7B-Instruct --data TRAIN.jsonl --out RUN
-    torchrun --nproc_per_node 2 perl/train.py            # no arguments: the embedded digits task, on any machine
+    torchrun --nproc_per_node 8 perl/train.py --model DIR_OR_HUB_ID --data TRAIN.jsonl --out RUN
+    torchrun --nproc_per_node 2 perl/train.py     # no arguments: the embedded digits task
 
     for t = 0 .. T - 1:
         draw questions x_1; alpha_t = alpha_0 (1 - t / T)
-        x_2 .. x_{n_s+1} = permuted copies of x_1, with probability alpha_t                         perl/permute.py
-        sample n rollouts from pi_old for each of x_1 .. x_{n_s+1}                                  perl/rollout.py
-        rewards; A by Eqs. 4-5 over all orders of a question; ascend Eq. 6                          perl/grpo.py
+        x_2 .. x_{n_s+1} = permuted copies of x_1, with probability alpha_t       permute.py
+        sample n rollouts from pi_old for each of x_1 .. x_{n_s+1}                rollout.py
+        rewards; A by Eqs. (4)-(5) over all orders; ascend Eq. (6)                grpo.py
         pi_old <- pi: the new weights go to the sampling engines
 
-Every rank samples and trains on its own share of each mini-batch; FSDP2 shards weights, gradients, optimizer and reference.
-Which questions a step draws, how they are permuted and with which seeds they are sampled depends on (--seed, step, question)
-alone, never on the number of ranks: weights, optimizer and step are the whole state of a run, and --resume is exact (up to
-rounding on CUDA, where sums have no fixed order). A sample that the coin leaves unpermuted still gets n_s identical
-copies, as in the release.
+Every rank samples and trains on its own share of each mini-batch; FSDP2 shards weights,
+gradients, optimizer and reference. Which questions a step draws, how they are permuted and with
+which seeds they are sampled depends on (--seed, step, question) alone, never on the number of
+ranks: weights, optimizer and step are the whole state of a run, and --resume is exact (up to
+rounding on CUDA, where sums have no fixed order). A question that the coin leaves unpermuted
+still gets n_s identical copies, as in the release.
 
-RUN gets config.json, metrics.jsonl, rollouts.jsonl, TensorBoard events in tb/, and every --save-every steps step-N/ with state/
-(for --resume, on any number of ranks) and model/ (for vLLM and transformers); RUN/model is a link to the newest. SIGTERM ends
-the step, saves, and exits with 0; under torchrun give the step time to end: --shutdown-timeout SECONDS.
-"""
+RUN gets config.json, metrics.jsonl, rollouts.jsonl, TensorBoard events in tb/, and every
+--save-every steps step-N/ with state/ (for --resume, on any number of ranks) and model/ (for vLLM
+and transformers); RUN/model is a link to the newest. SIGTERM ends the step, saves, and exits with
+0; under torchrun give the step time to end: --shutdown-timeout SECONDS."""
+
 import argparse
 import ctypes
 import hashlib
+import itertools
 import json
+import math
+import os
 import random
 import shlex
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,8 +43,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import init_empty_weights
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_model_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.tensorboard import SummaryWriter
@@ -47,57 +56,104 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import rewards
 from perl.grpo import Policy, Row, advantages, grpo_loss, rollout_mean
 from perl.permute import Copy, DataError, Sample, alpha, copies, load, plain
-from perl.rollout import Engine, Rollout, add_engine_arguments, at_least, encode, join_torchrun, prepare, run, seed_for
-from rewards.boxed import accuracy, format_ok, options, reward
+from perl.rollout import (
+    Engine,
+    Rollout,
+    add_engine_arguments,
+    at_least,
+    check_images,
+    encode,
+    gather,
+    join_torchrun,
+    prepare,
+    run,
+    seed_for,
+)
+from rewards.boxed import boxed, format_ok, options
 
-def parse_args(argv: Sequence[str] | None = None, defaults: dict | None = None) -> argparse.Namespace:
-    """Every default is the paper's (section 4.1 and appendix), or the release's where the paper is silent, or named ours."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_engine_arguments(p, gpu_memory=0.4)  # the rest is the trainer's. paper: --model Qwen/Qwen2.5-VL-7B-Instruct
-    p.add_argument("--data", help="JSONL of questions (schema: README)")
+
+def parse_args(
+    argv: Sequence[str] | None = None, defaults: dict | None = None
+) -> argparse.Namespace:
+    """Every default is the paper's (section 4.1 and appendix), or the release's where the paper
+    is silent, or named ours. `defaults` take their place."""
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    count = at_least(1)
+    add_engine_arguments(p, gpu_memory=0.4)  # the rest is the trainer's
+    p.add_argument("--data", help="JSONL of questions with marks (schema: docs/data.md)")
     p.add_argument("--out", default="runs/perl", help="where the run is written")
-    p.add_argument("--n-s", type=int, default=1)  # paper: Table 2, permuted copies a question; 0 is plain GRPO
-    p.add_argument("--rollouts", "--n", dest="n", type=int, default=6)  # paper: section 4.1, an order; 12 a question
-    p.add_argument("--prompts", type=int, default=128)  # paper: appendix, questions a step (256 counts both orders)
-    p.add_argument("--updates", type=int, default=4)  # release: 256 prompts in mini-batches of 64
-    p.add_argument("--epochs", type=int, default=2)  # paper: appendix
-    p.add_argument("--steps", type=int, help="instead of --epochs")
-    p.add_argument("--lr", type=float, default=1e-6)  # paper: section 4.1, constant
-    p.add_argument("--beta", type=float, default=0.01)  # paper: section 4.1, KL coefficient; 0 loads no reference
+    p.add_argument(
+        "--n-s", type=at_least(0), default=1
+    )  # paper: Table 2, permuted copies; 0 is GRPO
+    p.add_argument(
+        "--rollouts", "--n", dest="n", type=count, default=6
+    )  # paper: 4.1, for each order
+    p.add_argument("--prompts", type=count, default=128)  # paper: appendix, questions a step
+    p.add_argument("--updates", type=count, default=4)  # release: 256 prompts in mini-batches of 64
+    p.add_argument("--epochs", type=count, default=2)  # paper: appendix
+    p.add_argument("--steps", type=count, help="instead of --epochs")
+    p.add_argument("--lr", type=at_least(0, float), default=1e-6)  # paper: 4.1, constant
+    p.add_argument("--beta", type=at_least(0, float), default=0.01)  # paper: 4.1; 0: no reference
     p.add_argument("--clip-low", type=float, default=0.2)  # release; the paper names no eps
     p.add_argument("--clip-high", type=float, default=0.2)  # release
-    p.add_argument("--tis-cap", type=float, default=2.0)  # ours: bound of the sampler-trainer correction
+    p.add_argument(
+        "--tis-cap", type=float, default=2.0
+    )  # ours: bound of the correction in grpo_loss
     p.add_argument("--alpha-0", type=float, default=1.0)  # release: alpha_t = 1 - t / T
-    p.add_argument("--temperature", type=float, default=1.0)  # release
-    p.add_argument("--micro-batch", type=int, default=1)  # ours: questions a forward pass; the release: 4 prompts
+    p.add_argument("--temperature", type=at_least(0.01, float), default=1.0)  # release
+    p.add_argument(
+        "--micro-batch", type=count, default=1
+    )  # ours: questions a pass; release: 4 prompts
+    p.add_argument("--reward", metavar="FILE.py:FUNCTION", help="default: rewards/boxed.py:reward")
     p.add_argument("--eval", help="JSONL of questions to answer greedily while training")
-    p.add_argument("--eval-every", type=int, default=20, help="steps")
-    p.add_argument("--save-every", type=int, default=20, help="steps between checkpoints")
-    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, if there is one")
-    p.add_argument("--wandb", action="store_true", help="send what TensorBoard gets to Weights & Biases, too")
-    p.add_argument("--show", type=int, default=2, help="sample rollouts to print and keep each step")
+    p.add_argument("--eval-every", type=count, default=20, help="steps")
+    p.add_argument("--save-every", type=count, default=20, help="steps between checkpoints")
+    p.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint in --out"
+    )
+    p.add_argument("--check-images", action=argparse.BooleanOptionalAction, default=True)
+    p.add_argument("--wandb", action="store_true", help="send what TensorBoard gets to W&B, too")
+    p.add_argument("--show", type=at_least(0), default=2, help="rollouts to print and keep a step")
     p.add_argument("--seed", type=int, default=0)
     p.set_defaults(**(defaults or {}))
     return p.parse_args(argv)
 
-# --- The data of a step: functions of (seed, step) alone ---
+
+# --- The questions of a step: functions of (seed, step) alone ---
+
+
 def questions_of(samples: Sequence[Sample], step: int, args) -> list[Sample]:
-    """The questions of a step (0-based): each epoch is a fresh shuffle; what does not fill a last step is left out of it."""
+    """The questions of a step (0-based). Each epoch is a fresh shuffle; what does not fill a last
+    step is left out of it."""
     epoch, place = divmod(step, len(samples) // args.prompts)
     order = list(range(len(samples)))
     random.Random(f"epoch/{args.seed}/{epoch}").shuffle(order)
-    return [samples[i] for i in order[place * args.prompts : (place + 1) * args.prompts]]
+    drawn = order[place * args.prompts : (place + 1) * args.prompts]
+    return [samples[i] for i in drawn]
+
 
 def share_of_rank(questions: Sequence[Sample], rank: int, world: int, updates: int) -> list[Sample]:
-    """This rank's questions, mini-batch by mini-batch: which questions share an update does not depend on `world`."""
+    """This rank's questions, mini-batch by mini-batch: which questions share an update does not
+    depend on the number of ranks."""
     size = len(questions) // updates
-    return [q for u in range(updates) for q in questions[u * size : (u + 1) * size][rank::world]]
+    mine = []
+    for first in range(0, len(questions), size):
+        mine += questions[first : first + size][rank::world]
+    return mine
+
+
+# --- Permute, sample, grade ---
+
 
 @dataclass(frozen=True)
 class Group:
     """One question in all its orders: what was asked, what was answered, and what that is worth."""
+
     copies: tuple[Copy, ...]  # n_s + 1, the original first
     rows: tuple[Row, ...]  # one for each copy
     rollouts: tuple[Rollout, ...]  # (n_s + 1) n, copy by copy
@@ -105,51 +161,93 @@ class Group:
     rewards: torch.Tensor
     advantages: torch.Tensor
 
-def sample_groups(engine: Engine, processor, questions: Sequence[Sample], step: int, alpha_t: float, args) -> list[Group]:
+
+def sample_groups(
+    engine: Engine,
+    processor,
+    questions: Sequence[Sample],
+    step: int,
+    alpha_t: float,
+    args,
+    grader: rewards.Reward = rewards.BOXED,
+    copies_of: Callable = copies,
+    advantages_of: Callable = advantages,
+) -> list[Group]:
     """Permute, sample, grade: the groups of `questions`, in order."""
-    groups = [copies(x, args.n_s, alpha_t, args.seed, step) for x in questions]
-    prompts = encode(processor, [c.sample for group in groups for c in group])
-    seeds = [seed_for(args.seed, step, c.sample.id, i) for group in groups for i, c in enumerate(group)]
+    members, seeds = [], []
+    for x in questions:
+        for i, copy in enumerate(copies_of(x, args.n_s, alpha_t, args.seed, step)):
+            members.append(copy)
+            seeds.append(seed_for(args.seed, step, x.id, i))
+    prompts = encode(processor, [copy.sample for copy in members])
     sampled = engine.generate(prompts, n=args.n, seeds=seeds, temperature=args.temperature)
-    graded = []
-    for g, group in enumerate(groups):
-        mine = slice(g * (args.n_s + 1), (g + 1) * (args.n_s + 1))
-        rows = tuple(Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in n)) for p, n in zip(prompts[mine], sampled[mine]))
-        # Each rollout is graded against the answer of its own order: y_i of Eq. 1.
-        asked = [(o.text, plain(c.sample.answer), options(plain(c.sample.question))) for c, n in zip(group, sampled[mine]) for o in n]
-        right = torch.tensor([accuracy(*a) for a in asked])
-        r = torch.tensor([reward(*a) for a in asked])
-        graded.append(Group(tuple(group), rows, tuple(o for n in sampled[mine] for o in n), right, r, advantages(r[None])[0]))
-    return graded
+
+    groups = []
+    for first in range(0, len(members), args.n_s + 1):
+        mine = range(first, first + args.n_s + 1)
+        rows, rollouts, right, paid = [], [], [], []
+        for i in mine:
+            prompt, x = prompts[i], members[i].sample
+            responses = tuple(torch.tensor(o.ids) for o in sampled[i])
+            rows.append(Row(prompt.ids, prompt.images, responses))
+            choices = options(plain(x.question))
+            for o in sampled[i]:
+                y = plain(x.answer)  # y_i: each rollout is graded against its own order
+                rollouts.append(o)
+                right.append(grader.accuracy(o.text, y, choices))
+                paid.append(grader.reward(o.text, y, choices))
+        r = torch.tensor(paid)
+        A = advantages_of(r[None])[0]
+        group = tuple(members[i] for i in mine)
+        groups.append(Group(group, tuple(rows), tuple(rollouts), torch.tensor(right), r, A))
+    return groups
+
 
 # --- The model ---
+
+
 def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Policy:
-    """The model, sharded layer by layer: float32 master weights to train, or the frozen reference. On CUDA the compute is
-    bfloat16, gradients are reduced in float32 and activations are recomputed in the backward pass. Rank 0 alone reads the
-    weights and sends each to its owners; the other ranks start without storage. Collective."""
-    cuda, reads = device.type == "cuda", dist.get_rank() == 0
-    kind = dict(dtype=torch.float32 if trained or not cuda else torch.bfloat16, attn_implementation="sdpa")
+    """The model, sharded layer by layer: float32 master weights to train, or the frozen reference.
+
+    On CUDA the compute is bfloat16, gradients are reduced in float32 and activations are
+    recomputed in the backward pass. Rank 0 alone reads the weights and sends each to its owners;
+    the other ranks start without storage. Collective."""
+    cuda = device.type == "cuda"
+    reads = dist.get_rank() == 0
+    dtype = torch.float32 if trained or not cuda else torch.bfloat16
+    how = {"dtype": dtype, "attn_implementation": "sdpa"}
     if reads:
-        hf = AutoModelForImageTextToText.from_pretrained(model, **kind)
+        hf = AutoModelForImageTextToText.from_pretrained(model, **how)
     else:
-        with init_empty_weights():  # parameters on the meta device; buffers, which no checkpoint holds, are real
-            hf = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(model), **kind)
+        with init_empty_weights():  # no storage for parameters; buffers, in no checkpoint, are real
+            config = AutoConfig.from_pretrained(model)
+            hf = AutoModelForImageTextToText.from_config(config, **how)
         hf.tie_weights()
     if cuda and trained:
         hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    tied = hf.get_input_embeddings().weight is hf.lm_head.weight
     policy = Policy(hf).train(trained).requires_grad_(trained)
     whole = policy.state_dict() if reads else {}
-    precision = MixedPrecisionPolicy(torch.bfloat16 if cuda else None, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    how, text = dict(mesh=mesh, mp_policy=precision), hf.model.language_model
-    for layer in [*text.layers, *hf.model.visual.blocks, *[text.embed_tokens][tied:]]:
-        fully_shard(layer, **how)
-    # Tied, one parameter is embedding and head, and can't live in two groups.
-    fully_shard([text.embed_tokens][:tied] + [text.norm, hf.lm_head], reshard_after_forward=False, **how)
-    fully_shard(policy, **how)
-    set_model_state_dict(policy, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
-    hf.tie_weights()  # what was on the meta device has been replaced, parameter by parameter
+
+    text = hf.model.language_model
+    units = [*text.layers, *hf.model.visual.blocks]
+    head = [text.norm, hf.lm_head]
+    if text.embed_tokens.weight is hf.lm_head.weight:  # one parameter must live in one group
+        head.insert(0, text.embed_tokens)
+    else:
+        units.append(text.embed_tokens)
+
+    compute = torch.bfloat16 if cuda else None
+    precision = MixedPrecisionPolicy(compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=precision)
+    fully_shard(head, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+
+    send = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(policy, whole, options=send)
+    hf.tie_weights()  # what had no storage has been replaced, parameter by parameter
     return policy
+
 
 def reshard(policy: Policy) -> None:
     """Give up what a forward without backward has left gathered."""
@@ -157,281 +255,525 @@ def reshard(policy: Policy) -> None:
         if isinstance(module, FSDPModule):
             module.reshard()
 
-def shards(policy: Policy) -> dict[str, torch.Tensor]:
-    """Hugging Face name -> this rank's shard, a DTensor."""
-    reshard(policy)
-    return {name.removeprefix("model."): weight for name, weight in policy.state_dict().items()}
 
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, full tensor), gathered one at a time: no rank ever holds a second whole model. Collective."""
-    for name, weight in shards(policy).items():
-        yield name, weight.to(dtype).full_tensor()
+    """(Hugging Face name, full tensor), gathered one at a time: no rank ever holds a second whole
+    model. Collective."""
+    reshard(policy)
+    for name, weight in policy.state_dict().items():
+        yield name.removeprefix("model."), weight.to(dtype).full_tensor()
+
 
 # --- Checkpoints: written aside, then renamed, so that what has its name is whole ---
+
 KEEP = 2  # ours: checkpoints that stay, each 12 bytes a parameter and the exported model
 
+
+def checkpoints(out: Path) -> list[Path]:
+    """The finished ones, the newest last."""
+    return sorted(out.glob("step-" + 6 * "[0-9]"))
+
+
 def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: torch.dtype) -> None:
-    """OUT/step-N: state/, all that N finished `steps` leave behind, and model/ in Hugging Face format, each rank writing its own
-    shards. A kill at any moment, or a full disk, leaves the checkpoints before it as they were. Collective."""
-    rank, aside, final = dist.get_rank(), out / "writing", out / f"step-{steps:06d}"
+    """OUT/step-N: state/, all that N finished `steps` leave behind, and model/ in Hugging Face
+    format.
+
+    A kill at any moment, or a full disk, leaves the checkpoints before it as they were. Collective.
+    """
+    rank = dist.get_rank()
+    aside, final = out / "writing", out / f"step-{steps:06d}"
     if rank == 0:
         shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed while it wrote
     dist.barrier()
+
     weights, moments = get_state_dict(policy, optimizer)
     dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=aside / "state")
-    sums = digests(aside / "state")
-    model, config = {name: shard.to(dtype) for name, shard in shards(policy).items()}, policy.model.config
-    if config.tie_word_embeddings:
-        del model["lm_head.weight"]  # it is the embedding
-    dcp.save(model, storage_writer=HuggingFaceStorageWriter(aside / "model", save_distributed=True, enable_consolidation=True))
+    full = {}
+    for name, weight in full_weights(policy, dtype):
+        if rank == 0:
+            full[name] = weight.cpu()
     if rank == 0:
-        shutil.rmtree(aside / "model" / "sharded")  # the ranks' parts, consolidated file by file
-        config.dtype = dtype
-        for part in (config, processor):
-            part.save_pretrained(aside / "model")
-        policy.model.generation_config.to_json_file(aside / "model" / "generation_config.json")  # as it came, valid or not
-        (aside / "sha256").write_text("".join(f"{line}\n" for line in sorted(sums)))
+        export(policy.model, full, processor, aside / "model")
         aside.rename(final)
-        (link := out / "link").unlink(missing_ok=True)
+        link = out / "link"
+        link.unlink(missing_ok=True)
         link.symlink_to(Path(final.name) / "model")
         link.replace(out / "model")
         for old in checkpoints(out)[:-KEEP]:
             shutil.rmtree(old)
     dist.barrier()
 
-def checkpoints(out: Path) -> list[Path]:
-    """The finished ones, the newest last."""
-    return sorted(out.glob("step-" + 6 * "[0-9]"))
 
-def digests(folder: Path) -> set[str]:
-    """sha256sum's line for each file in `folder`, the reading shared by the ranks. Collective."""
-    ranks, mine = [None] * dist.get_world_size(), []
-    for path in sorted(folder.iterdir())[dist.get_rank() :: len(ranks)]:
-        with open(path, "rb") as file:
-            mine.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}")
-    dist.all_gather_object(ranks, mine)
-    return {line for rank in ranks for line in rank}
+def export(model, weights: dict[str, torch.Tensor], processor, folder: Path) -> None:
+    """`weights` as a model that transformers and vLLM load: a twin of `model` without storage
+    takes them."""
+    with init_empty_weights():
+        twin = AutoModelForImageTextToText.from_config(model.config)
+    twin.load_state_dict(weights, assign=True)
+    twin.tie_weights()
+    twin.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    # As it came: transformers loads configurations that it calls invalid and would not save.
+    model.generation_config.to_json_file(folder / "generation_config.json")
+
 
 def resume(policy: Policy, optimizer, out: Path) -> int:
-    """Load the newest checkpoint of OUT into policy and optimizer; the number of its finished steps, 0 without one. Raises
-    DataError where it is damaged. Collective."""
-    if not (found := checkpoints(out)):
+    """Load the newest checkpoint of OUT into policy and optimizer; returns the number of its
+    finished steps, 0 without one. Collective."""
+    found = checkpoints(out)
+    if not found:
         return 0
-    newest, sums = found[-1], found[-1] / "sha256"
-    if damaged := digests(newest / "state") ^ set(sums.read_text().splitlines() if sums.is_file() else ()):
-        name = min(line.split()[-1] for line in damaged)
-        raise DataError(f"{newest}: {name} is damaged; remove {newest.name} to resume from the checkpoint before it")
     weights, moments = get_state_dict(policy, optimizer)
-    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=newest / "state")
+    dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=found[-1] / "state")
     set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments)
-    return int(newest.name.removeprefix("step-"))
+    return int(found[-1].name.removeprefix("step-"))
+
 
 # --- One step of learning ---
+
+
 @torch.no_grad()
 def logps_of(policy: Policy, groups: Sequence[Group], args) -> list[torch.Tensor]:
-    """log pi of every rollout token, a tensor a group. For pi_old and pi_ref. Collective: equally many groups on each rank."""
+    """log pi of every rollout token, a tensor a group, for pi_old and pi_ref. Collective: equally
+    many groups on each rank."""
     tensors = []
-    for start in range(0, len(groups), args.micro_batch):
-        micro = groups[start : start + args.micro_batch]
-        logp, _ = policy([row for g in micro for row in g.rows], args.temperature)
-        tensors += logp.split([sum(len(o.ids) for o in g.rollouts) for g in micro])
+    for first in range(0, len(groups), args.micro_batch):
+        micro = groups[first : first + args.micro_batch]
+        logp, _ = policy(joined(group.rows for group in micro), args.temperature)
+        tensors += logp.split([tokens_of(group) for group in micro])
     return tensors
 
-def update(policy: Policy, optimizer, groups: Sequence[Group], ref: list | None, args) -> dict[str, float]:
-    """`args.updates` optimizer steps on this rank's `groups`, pi_old fixed; returns metrics, the same on all ranks. `ref`:
-    pi_ref's log-probabilities, a tensor a group, or None when beta is 0. Collective."""
-    world, device = dist.get_world_size(), policy.model.lm_head.weight.device
+
+def joined(lists: Iterable[Sequence]) -> list:
+    """The elements of several lists, end to end."""
+    return list(itertools.chain.from_iterable(lists))
+
+
+def tokens_of(group: Group) -> int:
+    return sum(len(o.ids) for o in group.rollouts)
+
+
+def update(
+    policy: Policy, optimizer, groups: Sequence[Group], ref: list[torch.Tensor] | None, args
+) -> dict[str, float]:
+    """`args.updates` optimizer steps on this rank's `groups`, pi_old fixed; returns metrics, the
+    same on all ranks. `ref`: pi_ref's log-probabilities, a tensor a group; None when beta is 0.
+    Collective."""
+    world = dist.get_world_size()
+    device = policy.model.lm_head.weight.device
     # With one update pi_old is pi itself: the ratio is exactly 1 and its gradient still flows.
     old = logps_of(policy, groups, args) if args.updates > 1 else None
     size = len(groups) // args.updates
     n_rollouts = size * world * (args.n_s + 1) * args.n  # of the GLOBAL mini-batch
-    sums, gap_max, norms = {}, torch.zeros((), device=device), []
-    for first in range(0, len(groups), size):
+
+    totals: dict[str, torch.Tensor] = {}
+    norms, gap_max = [], torch.zeros((), device=device)
+    for first in range(0, len(groups), size):  # one optimizer step each
         for start in range(first, first + size, args.micro_batch):
-            which = range(start, min(start + args.micro_batch, first + size))
-            rollouts = [o for g in which for o in groups[g].rollouts]
+            micro = slice(start, min(start + args.micro_batch, first + size))
+            rollouts = joined(group.rollouts for group in groups[micro])
+            rows = joined(group.rows for group in groups[micro])
             lengths = torch.tensor([len(o.ids) for o in rollouts], device=device)  # (K,)
-            A = torch.cat([groups[g].advantages for g in which]).to(device).repeat_interleave(lengths)  # (N,)
-            sampler_logp = torch.tensor([x for o in rollouts for x in o.logps], device=device)  # (N,)
+            A = torch.cat([group.advantages for group in groups[micro]]).to(device)  # (K,)
+            sampler_logp = torch.tensor(joined(o.logps for o in rollouts), device=device)  # (N,)
             weight = rollout_mean(lengths, n_rollouts)  # (N,)
-            logp, entropy = policy([row for g in which for row in groups[g].rows], args.temperature)  # (N,)
-            old_logp = torch.cat([old[g] for g in which]) if old else logp.detach()  # (N,)
-            ref_logp = torch.cat([ref[g] for g in which]) if ref else logp.detach()  # (N,)
-            loss, parts = grpo_loss(logp, old_logp, ref_logp, sampler_logp, A, weight, clip_low=args.clip_low,
-                                    clip_high=args.clip_high, beta=args.beta, tis_cap=args.tis_cap)
-            (loss * world).backward()  # FSDP averages gradients over ranks; shares of the global mean want their sum
+
+            logp, entropy = policy(rows, args.temperature)  # (N,), (N,)
+            old_logp = torch.cat(old[micro]) if old else logp.detach()  # (N,)
+            ref_logp = torch.cat(ref[micro]) if ref else logp.detach()  # (N,)
+            loss, parts = grpo_loss(
+                logp,
+                old_logp,
+                ref_logp,
+                sampler_logp,
+                A.repeat_interleave(lengths),
+                weight,
+                clip_low=args.clip_low,
+                clip_high=args.clip_high,
+                beta=args.beta,
+                tis_cap=args.tis_cap,
+            )
+            (
+                loss * world
+            ).backward()  # FSDP averages over ranks; shares of a global mean want their sum
+
             gap = (old_logp - sampler_logp).abs()
-            parts |= {"loss": loss.detach(), "entropy": (weight * entropy).sum(), "logp_gap_mean": (weight * gap).sum()}
-            sums = {name: sums.get(name, 0.0) + value / args.updates for name, value in parts.items()}
             gap_max = torch.maximum(gap_max, gap.max())
-        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).full_tensor())  # release
-        if norms[-1].isfinite():  # of all ranks' gradients: they agree. A loss that is not finite has no finite gradient
+            parts["loss"] = loss.detach()
+            parts["entropy"] = (weight * entropy).sum()
+            parts["logp_gap_mean"] = (weight * gap).sum()
+            for name, value in parts.items():
+                totals[name] = totals.get(name, 0.0) + value / args.updates
+
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0).full_tensor()  # release
+        norms.append(norm)
+        if norm.isfinite():  # of all ranks' gradients, so they agree
             optimizer.step()
         optimizer.zero_grad()
-    dist.all_reduce(totals := torch.stack([*sums.values()]))
+
+    sums = torch.stack(list(totals.values()))
+    dist.all_reduce(sums)
     dist.all_reduce(gap_max, op=dist.ReduceOp.MAX)
-    sums, norms = dict(zip(sums, totals.tolist())), torch.stack(norms)
-    skipped = (~norms.isfinite()).sum().item()
-    return sums | {"grad_norm": norms.mean().item(), "logp_gap_max": gap_max.item(), "skipped": skipped}
+    all_norms = torch.stack(norms)
+    metrics = dict(zip(totals, sums.tolist()))
+    metrics["grad_norm"] = all_norms.mean().item()
+    metrics["logp_gap_max"] = gap_max.item()
+    metrics["skipped"] = (~all_norms.isfinite()).sum().item()
+    return metrics
 
-def reward_metrics(groups: Sequence[Group]) -> dict:
+
+# --- What a reader sees of a step ---
+
+BINS, WIDEST = 25, 3.125  # of the histogram of advantages, Fig. 9
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))
+
+
+def reward_metrics(groups: Sequence[Group], world: int) -> dict:
     """What the rollouts of a step say, over all ranks' groups. Collective."""
-    rollouts, A = [o for g in groups for o in g.rollouts], torch.cat([g.advantages for g in groups])
-    mine = {
-        "reward": torch.cat([g.rewards for g in groups]).tolist(),
-        "accuracy": torch.cat([g.accuracy for g in groups]).tolist(),
-        "format": [format_ok(o.text) for o in rollouts],
-        "no_spread": [bool(g.rewards.max() == g.rewards.min()) for g in groups],
-        "permuted": [c.sigma != g.copies[0].sigma for g in groups for c in g.copies[1:]],
-        "response_length": [len(o.ids) for o in rollouts],
-        "cut_off": [not o.finished for o in rollouts],
-        "prompt_length": [len(row.prompt_ids) for g in groups for row in g.rows for _ in row.responses],
-        "advantages": torch.histc(A.clamp(-3, 3), bins=25, min=-3.125, max=3.125),
-    }
-    dist.all_gather_object(ranks := [None] * dist.get_world_size(), mine)
-    histogram = sum(rank.pop("advantages") for rank in ranks).int().tolist()
-    every = {name: [x for rank in ranks for x in rank[name]] for name in ranks[0]}
-    tokens = sum(every["response_length"] + every.pop("prompt_length"))
-    return {name: sum(xs) / max(1, len(xs)) for name, xs in every.items()} | {"tokens": tokens, "advantages": histogram}
+    by_rollout, by_order, by_group = [], [], []
+    for group in groups:
+        n = len(group.rollouts) // len(group.copies)
+        for k, (copy, row) in enumerate(zip(group.copies, group.rows)):
+            answers = [boxed(o.text) for o in group.rollouts[k * n : (k + 1) * n]]
+            order = {"distinct_answers": len(set(answers))}
+            if k > 0:
+                order["permuted"] = copy.sigma != group.copies[0].sigma
+            by_order.append(order | {"prompt_tokens": len(row.prompt_ids) * n})
+        for k, o in enumerate(group.rollouts):
+            by_rollout.append(
+                {
+                    "reward": group.rewards[k].item(),
+                    "accuracy": group.accuracy[k].item(),
+                    "format": format_ok(o.text),
+                    "response_length": len(o.ids),
+                    "cut_off": not o.finished,
+                }
+            )
+        by_group.append({"no_spread": bool(group.rewards.max() == group.rewards.min())})
 
-def shown(group: Group, k: int) -> dict:
-    """Rollout k of a group, for a reader."""
+    A = torch.cat([group.advantages for group in groups])
+    histogram = torch.histc(A.clamp(-3, 3), bins=BINS, min=-WIDEST, max=WIDEST)
+    ranks = gather((by_rollout + by_order + by_group, histogram), world)
+    values: dict[str, list] = {}
+    for records, _ in ranks:
+        for record in records:
+            for name, value in record.items():
+                values.setdefault(name, []).append(value)
+
+    tokens = sum(values.pop("prompt_tokens")) + sum(values["response_length"])
+    metrics = {name: mean(column) for name, column in values.items()}
+    metrics["advantages"] = sum(counts for _, counts in ranks).int().tolist()
+    return metrics | {"tokens": tokens}
+
+
+def shown(group: Group, k: int, out: Path) -> dict:
+    """Rollout k of a group, for a reader: question and answer with marks, image paths relative to
+    OUT."""
     place = k * len(group.copies) // len(group.rollouts)
     copy, o = group.copies[place], group.rollouts[k]
-    return {"id": copy.sample.id, "copy": place, "sigma": copy.sigma, "images": copy.sample.images,
-            "question": copy.sample.question, "answer": copy.sample.answer, "reward": group.rewards[k].item(), "advantage": group.advantages[k].item(),
-            "response": o.text}  # fmt: skip
+    return {
+        "id": copy.sample.id,
+        "copy": place,
+        "sigma": list(copy.sigma),
+        "images": [os.path.relpath(path, out) for path in copy.sample.images],
+        "question": copy.sample.question,
+        "answer": copy.sample.answer,
+        "response": o.text,
+        "reward": group.rewards[k].item(),
+        "advantage": group.advantages[k].item(),
+    }
 
-def evaluate(engine: Engine, processor, samples: Sequence[Sample], args) -> dict[str, float]:
-    """Greedy accuracy of pi in the given order and in one permuted order, drawn once and for all (the given one again where a
-    question can't be permuted). Collective."""
-    mine, right = samples[dist.get_rank() :: dist.get_world_size()], []
-    for start in range(0, len(mine), args.prompts):
-        asked = [c.sample for x in mine[start : start + args.prompts] for c in copies(x, 1, 1.0, args.seed, -1)]
-        answers = engine.generate(encode(processor, asked), n=1, seeds=[0] * len(asked), temperature=0.0)
-        right += [accuracy(o.text, plain(x.answer), options(plain(x.question))) for x, (o,) in zip(asked, answers)]
-    dist.all_gather_object(ranks := [None] * dist.get_world_size(), right)
-    given, permuted = (sum(y for rank in ranks for y in rank[k::2]) / len(samples) for k in (0, 1))
-    return {"eval_given": given, "eval_permuted": permuted}
+
+def evaluate(
+    engine: Engine, processor, samples: Sequence[Sample], args, grader: rewards.Reward
+) -> dict[str, float]:
+    """Greedy accuracy of pi in the given order and in one permuted order, drawn once and for all;
+    a question that cannot be permuted counts alike in both. Collective."""
+    world = dist.get_world_size()
+    mine = samples[dist.get_rank() :: world]
+    given, permuted = [], []
+    for first in range(0, len(mine), args.prompts):
+        asked, pairs = [], []
+        for x in mine[first : first + args.prompts]:
+            original, copy = copies(x, 1, 1.0, args.seed, -1)
+            pairs.append((len(asked), len(asked) + (copy.sigma != original.sigma)))
+            asked += [original.sample] if copy.sigma == original.sigma else [x, copy.sample]
+
+        prompts = encode(processor, asked)
+        answers = engine.generate(prompts, n=1, seeds=[0] * len(asked), temperature=0.0)
+        right = []
+        for x, [o] in zip(asked, answers):
+            choices = options(plain(x.question))
+            right.append(grader.accuracy(o.text, plain(x.answer), choices))
+        given += [right[k] for k, _ in pairs]
+        permuted += [right[k] for _, k in pairs]
+    ranks = gather((given, permuted), world)
+    return {
+        "eval_given": mean(joined(part for part, _ in ranks)),
+        "eval_permuted": mean(joined(part for _, part in ranks)),
+    }
+
+
+def finite(value):
+    """A value as strict JSON has it: null for what is not finite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    return value
+
 
 class Log:
-    """What rank 0 writes into RUN for a reader: config.json, metrics.jsonl, rollouts.jsonl, TensorBoard, and the terminal."""
+    """What rank 0 writes into RUN for a reader: config.json, metrics.jsonl, rollouts.jsonl,
+    TensorBoard, and the terminal."""
+
     def __init__(self, args, out: Path, first: int, total: int, world: int):
         out.mkdir(parents=True, exist_ok=True)
-        versions = {name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm")}
+        versions = {
+            name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm")
+        }
         command = shlex.join(["torchrun", "--nproc_per_node", str(world), *sys.argv])
-        config = vars(args) | {"steps": total, "world": world, "command": command, "versions": versions}
-        (aside := out / "config.tmp").write_text(json.dumps(config, indent=1))
-        aside.replace(out / "config.json")  # a full disk leaves the one before
-        self.files = [out / "metrics.jsonl", out / "rollouts.jsonl"]
-        for file in self.files:  # drop the lines of steps that will run again, and a line torn by a kill
-            lines = [x for x in file.read_text().split("\n")[:-1] if json.loads(x)["step"] < first] if file.exists() else []
-            (aside := file.with_suffix(".tmp")).write_text("".join(f"{x}\n" for x in lines))
-            aside.replace(file)
+        config = vars(args) | {"steps": total, "world": world, "data_sha256": digest(args.data)}
+        config |= {"command": command, "versions": versions}
+        replace_file(out / "config.json", json.dumps(finite(config), indent=1, allow_nan=False))
+
+        self.metrics, self.rollouts = out / "metrics.jsonl", out / "rollouts.jsonl"
+        for file in (self.metrics, self.rollouts):
+            drop_steps_from(file, first)
         if args.wandb:
             import wandb
+
             wandb.init(project="perl", name=out.name, config=config, sync_tensorboard=True)
-        self.board, self.explained = SummaryWriter(out / "tb", purge_step=first), False
+        self.board = SummaryWriter(out / "tb", purge_step=first)
+        self.explained = False
 
     def write(self, metrics: dict, rows: list[dict], bar: tqdm) -> None:
         """A step's metrics and sample rollouts."""
         step = metrics["step"]
-        for file, lines in zip(self.files, ([metrics], [{"step": step} | row for row in rows])):
-            with open(file, "a") as appended:
-                appended.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        for name in metrics.keys() - {"step", "advantages"}:
-            self.board.add_scalar(name, metrics[name], step)
+        append_line(self.metrics, metrics)
         for row in rows:
-            bar.write("  " + " | ".join(f"{name} {value}".replace("\n", " / ") for name, value in row.items()))
+            append_line(self.rollouts, {"step": step} | row)
+            said = " | ".join(f"{name} {value}" for name, value in row.items())
+            bar.write("  " + said.replace("\n", " / "))
+        for name, value in metrics.items():
+            if name not in ("step", "advantages"):
+                self.board.add_scalar(name, value, step)
+
         if metrics["no_spread"] == 1 and not self.explained:
-            bar.write(f"step {step}: the rewards of every group are equal, so all advantages are 0, and the loss but for its KL "
-                      "term: the questions are too easy or too hard (perl/filter.py), or no response has the asked form")
+            bar.write(
+                f"step {step}: the rewards of every group are equal, so all advantages are 0, and "
+                "the loss but for its KL term: the questions are too easy or too hard "
+                "(perl/filter.py), or no response has the asked form"
+            )
             self.explained = True
         if metrics["skipped"]:
-            bar.write(f"step {step}: {metrics['skipped']} updates skipped, their gradient is not finite")
-        seconds = "+".join(f"{value:.1f}" for name, value in metrics.items() if name.startswith("seconds_"))
-        bar.set_postfix(reward=f"{metrics['reward']:.3f}", accuracy=f"{metrics['accuracy']:.3f}", seconds=seconds)
+            bar.write(f"step {step}: {metrics['skipped']} updates skipped, no finite gradient")
+        phases = [v for name, v in metrics.items() if name.startswith("seconds_")]
+        bar.set_postfix(
+            reward=f"{metrics['reward']:.3f}",
+            accuracy=f"{metrics['accuracy']:.3f}",
+            seconds="+".join(f"{seconds:.1f}" for seconds in phases),
+        )
+
+
+def append_line(file: Path, row: dict) -> None:
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.write(json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Write aside and rename: a full disk leaves the file before."""
+    aside = file.with_suffix(".tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(file)
+
+
+def drop_steps_from(file: Path, first: int) -> None:
+    """Drop the lines of steps that will run again, and a last line torn by a kill."""
+    if not file.exists():
+        return
+    whole = file.read_text(encoding="utf-8").split("\n")[:-1]
+    kept = [line for line in whole if json.loads(line)["step"] < first]
+    replace_file(file, "".join(line + "\n" for line in kept))
+
+
+def digest(path: str) -> str:
+    """sha256 of a file, in hex."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+# --- The run ---
+
+SAME_ON_RESUME = ("model", "data", "seed", "prompts", "updates", "n_s", "n", "lr")
+
 
 def check(args, samples: Sequence[Sample], world: int) -> None:
-    """Raises DataError when a step's questions can't be drawn or shared out."""
-    at_least(args, prompts=1, updates=1, n=1, micro_batch=1, epochs=1, steps=1, save_every=1, eval_every=1,
-             n_s=0, lr=0, beta=0, temperature=0.01)
-    if args.prompts % (parts := args.updates * world):
-        raise DataError(f"--prompts {args.prompts} is no multiple of {parts}: --updates {args.updates} on {world} ranks")
+    """Raises DataError when a step's questions cannot be drawn or shared out, or --resume would
+    go on with another run."""
+    parts = args.updates * world
+    if args.prompts % parts:
+        raise DataError(
+            f"--prompts {args.prompts} is no multiple of {parts}: "
+            f"--updates {args.updates} on {world} ranks"
+        )
     if len(samples) < args.prompts:
-        raise DataError(f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} of one step (--prompts)")
-    out, found = Path(args.out), checkpoints(Path(args.out))
-    if found and not args.resume:
-        raise DataError(f"--out {args.out}: it holds a run already; --resume goes on with it, another --out starts anew")
+        raise DataError(
+            f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} "
+            "of one step (--prompts)"
+        )
+    out = Path(args.out)
     if out.is_file():
         raise DataError(f"--out {args.out}: it is a file, no folder")
-    if found and (config := out / "config.json").exists():
-        before = json.loads(config.read_text())
-        for name in ("model", "data", "seed", "prompts", "updates", "n_s", "n", "lr"):
-            if before.get(name) != getattr(args, name):
-                raise DataError(f"{config}: --resume with another {name}: {before.get(name)} became {getattr(args, name)}")
+    if not checkpoints(out):
+        return
+    if not args.resume:
+        raise DataError(
+            f"--out {args.out}: it holds a run already; --resume goes on with it, "
+            "another --out starts anew"
+        )
 
-def main(argv: Sequence[str] | None = None) -> None:
+    config = out / "config.json"
+    if not config.exists():
+        return
+    before = json.loads(config.read_text(encoding="utf-8"))
+    for name in SAME_ON_RESUME:
+        now = getattr(args, name)
+        if before.get(name) != now:
+            raise DataError(
+                f"{config}: --resume with another {name}: {before.get(name)} became {now}"
+            )
+    if before.get("data_sha256") != digest(args.data):
+        raise DataError(
+            f"{args.data}: --resume with other rows: the file has changed since the run began"
+        )
+
+
+def trim_memory() -> None:
+    """Give freed memory back: glibc keeps what was freed in pieces, more with every step."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    alpha_of: Callable = alpha,
+    copies_of: Callable = copies,
+    advantages_of: Callable = advantages,
+    evaluate_with: Callable = evaluate,
+) -> None:
+    """The run. The functions are the paper's; others are for ablations (evals/paper.py)."""
     args = parse_args(argv)
+    grader = rewards.load(args.reward)
     rank, world, device = join_torchrun()
     if not args.model and not args.data:
         from data.digits import example
+
         args = parse_args(argv, example(rank, args.resume))
     elif not (args.model and args.data):
-        raise DataError("--model and --data belong together; with neither, the embedded digits task is trained")
-    check(args, samples := load(args.data), world)
+        raise DataError(
+            "--model and --data belong together; with neither, the embedded digits task is trained"
+        )
+
+    samples = load(args.data)
+    check(args, samples, world)
     held_out = load(args.eval) if args.eval else []
     processor, settings = prepare(args, samples + held_out)
+    if args.check_images:
+        checked = check_images(samples + held_out, rank, world)
+        samples, held_out = checked[: len(samples)], checked[len(samples) :]
+
+    out = Path(args.out)
     total = args.steps or args.epochs * (len(samples) // args.prompts)
-    mesh, out = init_device_mesh(device.type, (world,)), Path(args.out)
+    mesh = init_device_mesh(device.type, (world,))
     policy = build_policy(args.model, device, mesh, trained=True)
     reference = build_policy(args.model, device, mesh, trained=False) if args.beta > 0 else None
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.01, fused=True)  # release; betas 0.9, 0.999
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=args.lr, weight_decay=0.01, fused=True
+    )  # release; betas 0.9, 0.999
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     first = resume(policy, optimizer, out)
-    engine = Engine(*settings)
+    engine = Engine(settings)
     if first:
         engine.sleep()
         engine.sync(full_weights(policy, dtype))
+
     log = Log(args, out, first, total, world) if rank == 0 else None
-    sigterms, failed = [], 0
-    signal.signal(signal.SIGTERM, lambda *_: sigterms.append(1))
-    bar = tqdm(range(first, total), desc=out.name, initial=first, total=total, disable=rank != 0, dynamic_ncols=True)
+    sigterms: list[int] = []
+    signal.signal(signal.SIGTERM, lambda signum, frame: sigterms.append(signum))
+    failed = 0
+    bar = tqdm(
+        range(first, total),
+        desc=out.name,
+        initial=first,
+        total=total,
+        disable=rank != 0,
+        dynamic_ncols=True,
+    )
     for step in bar:  # Algorithm 1
-        times, alpha_t = [time.perf_counter()], alpha(step, total, args.alpha_0)
-        questions = share_of_rank(questions_of(samples, step, args), rank, world, args.updates)
-        groups = sample_groups(engine, processor, questions, step, alpha_t, args)
+        clock = [time.perf_counter()]
+        alpha_t = alpha_of(step, total, args.alpha_0)
+        drawn = questions_of(samples, step, args)
+        questions = share_of_rank(drawn, rank, world, args.updates)
+        groups, mistake = [], None
+        try:
+            groups = sample_groups(
+                engine, processor, questions, step, alpha_t, args, grader, copies_of, advantages_of
+            )
+        except DataError as error:  # a picture that was there at the start and is torn now
+            mistake = error
+        mistakes = [error for error in gather(mistake, world) if error]
+        if mistakes:
+            if step and not (out / f"step-{step:06d}").exists():
+                save(policy, optimizer, processor, step, out, dtype)
+            raise mistakes[0]
         engine.sleep()
-        times.append(time.perf_counter())
-        ref = logps_of(reference, groups, args) if reference else None
+        clock.append(time.perf_counter())
+
+        ref = None
         if reference:
+            ref = logps_of(reference, groups, args)
             reshard(reference)  # it has no backward that would
-        times.append(time.perf_counter())
+        clock.append(time.perf_counter())
+
         learned = update(policy, optimizer, groups, ref, args)
-        times.append(time.perf_counter())
+        clock.append(time.perf_counter())
+
         engine.sync(full_weights(policy, dtype))  # theta_old <- theta
-        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what it freed in pieces, more with every step
-        times.append(time.perf_counter())
-        metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups) | learned | engine.hits
-        metrics["tokens_per_second"] = metrics.pop("tokens") / (times[-1] - times[0])
-        phases = ("sampling", "reference", "update", "sync")
-        metrics |= {f"seconds_{phase}": end - start for phase, start, end in zip(phases, times, times[1:])}
+        trim_memory()
+        clock.append(time.perf_counter())
+
+        metrics = {"step": step, "alpha": alpha_t} | reward_metrics(groups, world) | learned
+        metrics["tokens_per_second"] = metrics.pop("tokens") / (clock[-1] - clock[0])
+        for k, phase in enumerate(("sampling", "reference", "update", "sync")):
+            metrics[f"seconds_{phase}"] = clock[k + 1] - clock[k]
         if held_out and (step + 1) % args.eval_every == 0:
-            metrics |= evaluate(engine, processor, held_out, args)
+            metrics |= evaluate_with(engine, processor, held_out, args, grader)
         if rank == 0:
-            log.write(metrics, [shown(groups[k % len(groups)], k * args.n % len(groups[0].rollouts)) for k in range(args.show)], bar)
+            rows = []
+            for k in range(args.show):
+                group = groups[k % len(groups)]
+                rows.append(shown(group, k * args.n % len(group.rollouts), out))
+            log.write(metrics, rows, bar)
+
         failed = failed + 1 if learned["skipped"] else 0
         if failed == 3:
-            names = ", ".join(x.id for x in questions_of(samples, step, args))
-            raise RuntimeError(f"three steps in a row had a gradient that is not finite; the questions of step {step}: {names}")
-        dist.all_reduce(stop := torch.tensor(len(sigterms), device=device))
-        if stop or step + 1 == total or (step + 1) % args.save_every == 0:
+            names = ", ".join(x.id for x in drawn)
+            raise RuntimeError(
+                "three steps in a row had a gradient that is not finite; "
+                f"the questions of step {step}: {names}"
+            )
+        stopping = any(gather(bool(sigterms), world))
+        if stopping or step + 1 == total or (step + 1) % args.save_every == 0:
             save(policy, optimizer, processor, step + 1, out, dtype)
-        if stop:
+        if stopping:
             break
     if rank == 0:
         log.board.close()
     engine.close()
+
 
 if __name__ == "__main__":
     run(main)

@@ -1,23 +1,26 @@
-r"""The default reward: is the answer in the last \boxed{...} right, and does the response have the asked form?
+r"""The default reward: is the answer in the last \boxed{...} right, and does the response have
+the asked form?
 
     r = 0.9 accuracy + 0.1 format
 
-Rule based, as in the paper, which gives no weights; 0.9 and 0.1 are its release's. The grader is strict and total: a
-letter is a letter, an order is an order, and no response raises, hangs or grows memory. It compares by the kind of the
-right answer:
+Rule based, as in the paper, which gives no weights; 0.9 and 0.1 are its release's. The grader is
+strict and total: a letter is a letter, an order is an order, and no response raises, hangs or
+grows memory. It compares by the kind of the right answer:
 
     letter      `A`: also `(A)`, `A. its text`, or the text alone where no other option has it
     image       `Image 2`: also `2`, `the second image`, 第二张图
     order       `2,1,3` or `CAB`, in any brackets and with any separators
-    set         `{1, 3}`: the same without order; so is `AC` where it is a proper part of the options
-    quantity    `0.5`: also `\frac{1}{2}`, `50%`, `5e-1`, `0.5 cm`; and formulas, `2(x+1)` for `2x+2`
+    set         `{1, 3}`: the same without order; so is `AC` where it is a part of the options
+    quantity    `0.5`: also `\frac{1}{2}`, `50%`, `5e-1`, `0.5 cm`; formulas, `2(x+1)` for `2x+2`
     relation    `x \le 2`: both sides
     text        equal but for case, spaces and the final stop; `yes` is `true`
 
-Another reward is a function (response, answer, options) -> float in a file of its own: --reward FILE.py:FUNCTION.
+Another reward is a function (response, answer, options) -> float in a file of its own: --reward
+FILE.py:FUNCTION.
 
-Standard library, and math-verify for formulas, in a process of its own: it may be killed when it takes too long, and
-it is replaced now and then, since its parser keeps every sentence that it has met. Knows neither torch nor perl/.
+Standard library, and math-verify for formulas, in a process of its own: it may be killed when it
+takes too long, and it is replaced now and then, since its parser keeps every sentence that it has
+met. Knows neither torch nor perl/.
 
     python rewards/boxed.py 'so \boxed{\frac{1}{2}}' 0.5
 """
@@ -36,24 +39,24 @@ FORMAT_WEIGHT = 0.1
 
 
 def reward(response: str, answer: str, options: Mapping[str, str] | None = None) -> float:
-    """r = 0.9 accuracy + 0.1 format, in [0, 1]. `options`: letter -> text, as `options` reads them off a question."""
+    """r = 0.9 accuracy + 0.1 format, in [0, 1]. `options`: letter -> text, as `options` reads
+    them off a question."""
     right = accuracy(response, answer, options)
     return ACCURACY_WEIGHT * right + FORMAT_WEIGHT * format_ok(response)
 
 
 def boxed(response: str) -> str | None:
-    r"""The text in the last \boxed{...}, inner braces kept; None where there is no box or it never closes.
+    r"""The text in the last \boxed{...}, inner braces kept; None where there is no box or it
+    never closes.
 
     >>> boxed(r"\boxed{1} so \boxed{\frac{1}{2}}")
     '\\frac{1}{2}'
     """
-    start = None
-    for start in re.finditer(r"\\boxed\s*\{", response):
-        pass
-    if start is None:
+    starts = list(re.finditer(r"\\boxed\s*\{", response))
+    if not starts:
         return None
 
-    text = response[start.end() :]
+    text = response[starts[-1].end() :]
     depth = 1
     for token in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # an escaped brace is text
         if token[0] == "{":
@@ -66,15 +69,19 @@ def boxed(response: str) -> str | None:
 
 
 def format_ok(response: str) -> bool:
-    r"""<think>...</think> ... \boxed{...} ..., with one thought. It may be empty, as in the release."""
+    r"""<think>...</think> ... \boxed{...} ..., with one thought. It may be empty, as in the
+    release."""
     thought, _, rest = response.partition("</think>")
     one_thought = thought.lstrip().startswith("<think>") and response.count("think>") == 2
     return one_thought and boxed(rest) is not None
 
 
-# A label at the start of a line, or in brackets after a space: "A. cat", "(A) cat", "A: cat", "A、猫".
+# A label at the start of a line, or in brackets after a space: "A. cat", "(A) cat", "A: cat",
+# "A、猫".
 OPTION = re.compile(
-    r"(?:^[ \t]*(?:[(（]([A-Z])[)）]|([A-Z])[.):．：、）])|(?<=\s)[(（]([A-Z])[)）](?=[ \t]))[ \t]*(?=\S)", re.M
+    r"(?:^[ \t]*(?:[(（]([A-Z])[)）]|([A-Z])[.):．：、）])"
+    r"|(?<=\s)[(（]([A-Z])[)）](?=[ \t]))[ \t]*(?=\S)",
+    re.M,
 )
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -102,9 +109,15 @@ def options(question: str) -> dict[str, str]:
 WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # full-width letters and signs
 WIDE |= {ord(a): b for a, b in zip("　。、−–→⇒【】≤≥≠", " .,--→→[]≤≥≠")}
 WIDE |= {ord("²"): "^2", ord("³"): "^3"}
-TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+TEXT_COMMAND = re.compile(
+    r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}"
+)
 THIN_SPACE = r"(?:\\,|\\ |~|[\u00a0\u2009\u202f])"
-RELATIONS = {"≤": r"\\leq?(?:slant)?(?![a-z])|<=", "≥": r"\\geq?(?:slant)?(?![a-z])|>=", "≠": r"\\neq?(?![a-z])|!="}
+RELATIONS = {
+    "≤": r"\\leq?(?:slant)?(?![a-z])|<=",
+    "≥": r"\\geq?(?:slant)?(?![a-z])|>=",
+    "≠": r"\\neq?(?![a-z])|!=",
+}
 TURNED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
 SIGNS = {"<": r"\\lt(?![a-z])", ">": r"\\gt(?![a-z])"}
 
@@ -129,10 +142,14 @@ def normalised(text: str) -> str:
         text = re.sub(written, sign, text)
     text = re.sub(r"\\([{}])", r"\1", text)  # \{1, 2\}
     text = re.sub(r"\\%| percent\b", "%", text)
-    text = re.sub(r"(?<=[a-z]) *\^ *(?:\{([23])\}(?![0-9])|([23])(?![0-9]))", r"^\1\2", text)  # cm^{2}
+    text = re.sub(
+        r"(?<=[a-z]) *\^ *(?:\{([23])\}(?![0-9])|([23])(?![0-9]))", r"^\1\2", text
+    )  # cm^{2}
     text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
     text = re.sub(
-        r"(?<![\d.,(\[{])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])", lambda number: number[0].replace(",", ""), text
+        r"(?<![\d.,(\[{])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])",
+        lambda number: number[0].replace(",", ""),
+        text,
     )
     return re.sub(r"\s+", " ", text).strip(" *").removesuffix(".").strip()
 
@@ -141,11 +158,11 @@ def normalised(text: str) -> str:
 
 
 def accuracy(response: str, answer: str, options: Mapping[str, str] | None = None) -> float:
-    r"""1.0 where the last box gives `answer`, else 0.0. Total: no response raises, hangs or grows memory.
+    r"""1.0 where the last box gives `answer`, else 0.0. Total: no response raises, hangs or grows
+    memory.
 
-    >>> accuracy(r"\boxed{A. Image 2}", "A", {"A": "Image 2", "B": "Image 3"}), accuracy(r"\boxed{2,1}", "1,2")
-    (1.0, 0.0)
-    """
+    >>> accuracy(r"\boxed{A. Image 2}", "A", {"A": "Image 2", "B": "Image 3"}),
+    accuracy(r"\boxed{2,1}", "1,2") (1.0, 0.0)"""
     box = boxed(response)
     if box is None or len(box) > 400 + len(answer):
         return 0.0
@@ -156,7 +173,8 @@ def accuracy(response: str, answer: str, options: Mapping[str, str] | None = Non
 
 
 def is_right(box: str, gold: str, texts: Mapping[str, str]) -> bool:
-    """Does a normalised answer give the normalised right one? `texts`: the options, letter -> text."""
+    """Does a normalised answer give the normalised right one? `texts`: the options, letter ->
+    text."""
     golds = elements_of_set(gold, texts)
     if golds:
         return same_set(box, golds, texts)
@@ -195,7 +213,8 @@ def letter_of(text: str) -> tuple[str, str]:
 
 
 def same_letter(box: str, letter: str, texts: Mapping[str, str]) -> bool:
-    """Does the box name the option `letter`, by its letter or by its text? `a` and `B+A-B` are not `A`."""
+    """Does the box name the option `letter`, by its letter or by its text? `a` and `B+A-B` are
+    not `A`."""
     named, rest = letter_of(box)
     if not named:
         return [key for key, text in texts.items() if same(box, text)] == [letter]
@@ -211,12 +230,15 @@ def same_letter(box: str, letter: str, texts: Mapping[str, str]) -> bool:
 # --- Sets ---------------------------------------------------------------------------------------
 
 NOUN = r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
-LETTER_RUN = re.compile(r"[A-Z]{2,}|[A-Z](?:(?: ?[,;&/ ] ?| and )[A-Z])+")  # "AC", "A, C", "A and C"
+LETTER_RUN = re.compile(
+    r"[A-Z]{2,}|[A-Z](?:(?: ?[,;&/ ] ?| and )[A-Z])+"
+)  # "AC", "A, C", "A and C"
 SET_SEPARATOR = re.compile(r"(?: ?[,;] ?(?:and )?| and | & |[和与及])(?![^(\[{]*[)\]}])")
 
 
 def elements_of_set(gold: str, texts: Mapping[str, str]) -> list[str]:
-    """The elements of a right answer that is a set: "{1, 3}", or "AC" where that is a proper part of the options.
+    """The elements of a right answer that is a set: "{1, 3}", or "AC" where that is a proper part
+    of the options.
 
     >>> elements_of_set("{3, 1}", {}), elements_of_set("AC", dict(A="red", B="round", C="small"))
     (['3', '1'], ['A', 'C'])
@@ -271,7 +293,8 @@ def same_set(box: str, golds: Sequence[str], texts: Mapping[str, str]) -> bool:
 
 
 def same(box: str, gold: str) -> bool:
-    """Equal as words (names of images among them), as orders and tuples, as relations, or as quantities."""
+    """Equal as words (names of images among them), as orders and tuples, as relations, or as
+    quantities."""
     box, gold = without_plural(box), without_plural(gold)
     if word(box) == word(gold):
         return gold != ""
@@ -311,24 +334,32 @@ NUMBERS = [
 ]
 NUMBER_OF = {said: str(k) for words in NUMBERS for k, said in enumerate(words, start=1)}
 PLACES = (
-    "left right middle center top bottom upper lower leftmost rightmost left-hand right-hand lefthand righthand initial "
-    "final last ultimate penultimate antepenultimate preantepenultimate 左 右 中 上 下 首 末 左边 右边 中间 左侧 右侧 "
-    "最后一 甲 乙 丙 丁 戊 己 庚 辛 壬 癸 i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx"
+    "left right middle center top bottom upper lower leftmost rightmost left-hand right-hand "
+    "lefthand righthand initial final last ultimate penultimate antepenultimate "
+    "preantepenultimate 左 右 中 上 下 首 末 左边 右边 中间 左侧 右侧 最后一 "
+    "甲 乙 丙 丁 戊 己 庚 辛 壬 癸 "
+    "i ii iii iv v vi vii viii ix x xi xii xiii xiv xv xvi xvii xviii xix xx"
 ).split()
 PLACES += list("abcdefghijklmnopqrstuvwxyz")
 PLACES += [f"{nth} to last" for nth in ORDINALS[1:]] + [f"倒数第{k}" for k in NUMBERS[2]]
 WHICH = "|".join(sorted([*NUMBER_OF, *PLACES], key=len, reverse=True))
-NAME = re.compile(  # "the second image", "Image 2", "(2)", 第二张图, "2nd": the word that says which
-    rf"(?:the |第 ?)?(?:{NOUN} ?)?(?:#|no\.|number)? ?[(\[]?([0-9]{{1,3}}|{WHICH})(?:st|nd|rd|th)?[)\]]?"
-    rf" ?(?:[张幅个副]|的)? ?(?:{NOUN}|one)?"
+NAME = (
+    re.compile(  # "the second image", "Image 2", "(2)", 第二张图, "2nd": the word that says which
+        rf"(?:the |第 ?)?(?:{NOUN} ?)?(?:#|no\.|number)? ?[(\[]?([0-9]{{1,3}}|{WHICH})(?:st|nd|rd"
+        rf"|th)?[)\]]?"
+        rf" ?(?:[张幅个副]|的)? ?(?:{NOUN}|one)?"
+    )
 )
 PLACE_AFTER = re.compile(rf"(?:the )?{NOUN} (?:on|at|to) the (left|right|top|bottom)(?: side)?")
-TRUTHS = dict.fromkeys("yes 是 对 正确".split(), "true") | dict.fromkeys("no 否 错 错误".split(), "false")
+TRUTHS = dict.fromkeys("yes 是 对 正确".split(), "true") | dict.fromkeys(
+    "no 否 错 错误".split(), "false"
+)
 
 
 @lru_cache(maxsize=4096)
 def word(text: str) -> str:
-    """A text as it is compared: in lower case, `yes` as `true`, a name of an image as the word that says which.
+    """A text as it is compared: in lower case, `yes` as `true`, a name of an image as the word
+    that says which.
 
     >>> word("The second image"), word("Image 2"), word("Yes"), word("a cat")
     ('2', '2', 'true', 'cat')
@@ -342,12 +373,16 @@ def word(text: str) -> str:
 
 # --- Orders and tuples ---
 
-RUN = re.compile(  # marks in a row: BA, B A, (B)(A), B-A, 2-1-3. So 3-1, a score or an order, is no difference
-    r"[(\[]?(?:[A-H]{2,}|[A-H](?: ?[ /-] ?[A-H])+|\d(?: \d)+|\d(?:/\d){2,}|\d+(?: ?- ?\d+)+|(?:\(\w\)-?){2,})[)\]]?"
+RUN = re.compile(  # marks in a row: BA, B A, (B)(A), 2-1-3. So 3-1, a score, is no difference
+    r"[(\[]?(?:[A-H]{2,}|[A-H](?: ?[ /-] ?[A-H])+|\d(?: \d)+|\d(?:/\d){2,}|\d+(?: ?- ?\d+)+"
+    r"|(?:\(\w\)-?){2,})[)\]]?"
 )
-TUPLE = re.compile(r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)")  # (bracket, elements, bracket)
+TUPLE = re.compile(
+    r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)"
+)  # (bracket, elements, bracket)
 LIST_SEPARATOR = re.compile(
-    r"(?:(?<=\d),? ?and (?:(?i:image|picture|photo) )?(?=\d)|(?<=[\d张图])[和与](?=[\d第图])| ?[,;→>] ?)(?![^(\[]*[)\]])"
+    r"(?:(?<=\d),? ?and (?:(?i:image|picture|photo) )?(?=\d)|(?<=[\d张图])[和与](?=[\d第图])"
+    r"| ?[,;→>] ?)(?![^(\[]*[)\]])"
 )
 
 
@@ -365,7 +400,8 @@ def is_list(text: str) -> bool:
 
 
 def same_list(box: str, gold: str) -> bool:
-    """The same elements in the same order. Orders stand in any brackets, but the pair (0,1) is not [0,1]."""
+    """The same elements in the same order. Orders stand in any brackets, but the pair (0,1) is
+    not [0,1]."""
     box_brackets, boxes = parts(box)
     gold_brackets, golds = parts(gold)
     if len(boxes) != len(golds):
@@ -380,7 +416,8 @@ RELATION = re.compile("([^<>≤≥≠]+) ?([<>≤≥≠]) ?(.+)")
 
 
 def relation_of(text: str) -> tuple[str, ...]:
-    """ "x ≤ 2" as ("x", "≤", "2"); () for any other text. A chain (1 < x < 2) has its second relation on the right."""
+    """ "x ≤ 2" as ("x", "≤", "2"); () for any other text. A chain (1 < x < 2) has its second
+    relation on the right."""
     m = RELATION.fullmatch(text)
     return m.groups() if m else ()
 
@@ -399,23 +436,28 @@ def same_relation(box: str, gold: str) -> bool:
 # --- Quantities: a number or formula, with a name or a unit ---
 
 UNIT = (
-    r"(?:%|°|(?<=[ }0-9])(?:[mgshLNJWV]|[mcdkμ]m|[mk]g|mL|min|km/h|m/s|hours?|minutes?|seconds?|days?"
-    r"|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars|[厘千]?米|元|度))(?:\^[23])?"
+    r"(?:%|°|(?<=[ }0-9])(?:[mgshLNJWV]|[mcdkμ]m|[mk]g|mL|min|km/h|m/s|hours?|minutes?"
+    r"|seconds?|days?|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars|[厘千]?米|元|度))(?:\^[23])?"
 )
 QUANTITY = re.compile(rf"(?:([a-zA-Z]) ?= ?)?(.*?) ?({UNIT})?")  # "x = 5 cm": (name, term, unit)
-COUNTED = re.compile(r"(-?\d+(?:\.\d+)?) ((?:[a-z]{3,} )?[a-z]{3,})|(\d+)([个只条位名辆本块][一-龥]{0,4})")  # "5 apples"
+COUNTED = re.compile(
+    r"(-?\d+(?:\.\d+)?) ((?:[a-z]{3,} )?[a-z]{3,})|(\d+)([个只条位名辆本块][一-龥]{0,4})"
+)  # "5 apples"
 NOT_COUNTED = re.compile(  # words after a number that change it, or name an image
-    rf"\b(?:{NOUN}s?|{'|'.join(ORDINALS)}|and|or|nor|not|plus|minus|times|over|per|mod|squared|cubed|factorial|dozens?"
-    r"|hundreds?|thousands?|millions?|billions?|trillions?|half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|tenths?"
-    r"|hundredths?|pairs?|percent|percentage|sqrt|root|sin|cos|tan|log|exp|pi|degrees?|to|than|out|cannot|unknown|wrong)\b"
+    rf"\b(?:{NOUN}s?|{'|'.join(ORDINALS)}|and|or|nor|not|plus|minus|times|over|per|mod|squared"
+    rf"|cubed|factorial|dozens?"
+    r"|hundreds?|thousands?|millions?|billions?|trillions?|half|halves|thirds?|quarters?|fourths?"
+    r"|fifths?|sixths?|tenths?"
+    r"|hundredths?|pairs?|percent|percentage|sqrt|root|sin|cos|tan|log|exp|pi|degrees?|to|than"
+    r"|out|cannot|unknown|wrong)\b"
 )
 E_NOTATION = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?\d{1,3})")
 MIXED_NUMBER = re.compile(r"(-?[0-9]+) ([0-9]+)/([0-9]+)")
 
 
 def same_quantity(box: str, gold: str) -> bool:
-    """Equal in value, to 1e-6. A dropped name or unit is forgiven, another one is not. 50% is 0.5, and 50 with its sign
-    dropped; not so up to 1."""
+    """Equal in value, to 1e-6. A dropped name or unit is forgiven, another one is not. 50% is
+    0.5, and 50 with its sign dropped; not so up to 1."""
     box_name, box_term, box_unit = quantity(box)
     gold_name, gold_term, gold_unit = quantity(gold)
     if box_name and gold_name and box_name != gold_name:
@@ -437,10 +479,14 @@ def same_quantity(box: str, gold: str) -> bool:
 
 
 def quantity(text: str) -> tuple[str, str, str]:
-    """The name, term and unit of a quantity, "" for what is not there: "x = 5 cm" as ("x", "5", "cm")."""
+    """The name, term and unit of a quantity, "" for what is not there: "x = 5 cm" as ("x", "5",
+    "cm")."""
     counted = COUNTED.fullmatch(text)
     if counted and not NOT_COUNTED.search(counted[2] or ""):
-        if not re.fullmatch(UNIT, " " + (counted[2] or ""), re.A) and not QUANTITY.fullmatch(text)[3]:
+        if (
+            not re.fullmatch(UNIT, " " + (counted[2] or ""), re.A)
+            and not QUANTITY.fullmatch(text)[3]
+        ):
             return "", counted[1] or counted[3], counted[2] or counted[4]
     name, term, unit = QUANTITY.fullmatch(text).groups("")
     return name, term, unit
@@ -462,8 +508,9 @@ TERM = re.compile(  # LaTeX that may be handed to math-verify; to it 5(4) is 9
 def value(latex: str) -> complex | None:
     """The value of a term; None where it is none, or one that may cost too much.
 
-    Each variable stands at a fixed generic point: two formulas with equal values there are equal, and nothing has to
-    be simplified. Length, depth and exponents are bounded before the library sees them."""
+    Each variable stands at a fixed generic point: two formulas with equal values there are equal,
+    and nothing has to be simplified. Length, depth and exponents are bounded before the library
+    sees them."""
     number = re.fullmatch(r"[-+]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})", latex)
     if number:
         return complex(float(latex))
@@ -490,9 +537,9 @@ def value(latex: str) -> complex | None:
 class Calculator:
     """Values of LaTeX terms by math-verify, which parses them, and sympy, which evaluates them.
 
-    Both run in a child process. It is killed when a term takes more than SECONDS, and replaced after LIFE terms: the
-    parser never forgets a sentence it has met. Threads take turns. The child ends when its input does.
-    """
+    Both run in a child process. It is killed when a term takes more than SECONDS, and replaced
+    after LIFE terms: the parser never forgets a sentence it has met. Threads take turns. The
+    child ends when its input does."""
 
     SECONDS = 1.5
     LIFE = 2000
@@ -506,7 +553,9 @@ class Calculator:
         self.stop()
         pipe = subprocess.PIPE
         command = [sys.executable, __file__, "--values"]
-        self.child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        self.child = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        )
         self.child.stdout.readline()  # it is ready: its imports do not count
         self.asked = 0
 
@@ -520,7 +569,8 @@ class Calculator:
         self.child = None
 
     def value(self, latex: str) -> complex | None:
-        """The value of a term, each variable at a fixed generic point; None where it has none, or takes too long."""
+        """The value of a term, each variable at a fixed generic point; None where it has none, or
+        takes too long."""
         with self.turn:
             if self.child is None or self.asked >= self.LIFE:
                 self.start()
@@ -568,7 +618,10 @@ def main() -> None:
         print_values()
     elif len(sys.argv) == 3:
         response, answer = sys.argv[1:]
-        print(f"accuracy {accuracy(response, answer)}, format {format_ok(response)}, reward {reward(response, answer)}")
+        print(
+            f"accuracy {accuracy(response, answer)}, format {format_ok(response)}, reward "
+            f"{reward(response, answer)}"
+        )
     else:
         sys.exit("boxed.py: a response and the right answer, please")
 

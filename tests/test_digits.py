@@ -40,7 +40,9 @@ def truth(text, shown):
         verdict = d in shown
     else:
         place = re.search(r"The (\w+) image", text)[1]
-        verdict = shown[{"left": 0, "right": 1}[place] if len(shown) == 2 else PLACES.index(place)] == d
+        verdict = (
+            shown[{"left": 0, "right": 1}[place] if len(shown) == 2 else PLACES.index(place)] == d
+        )
     return re.search(rf"\((\w)\) {verdict}", text)[1]
 
 
@@ -110,15 +112,26 @@ def test_files_follow_the_schema_and_tell_the_truth(built, real):
     used = {}
     for name, column in (("train", 0), ("test", 1)):
         rows = [json.loads(line) for line in (built / f"{name}.jsonl").read_text().splitlines()]
-        assert len(rows) == len({row["id"] for row in rows}) == sum(n[column] for n in digits.KINDS.values())
+        assert (
+            len(rows)
+            == len({row["id"] for row in rows})
+            == sum(n[column] for n in digits.KINDS.values())
+        )
         for row, sample in zip(rows, load(built / f"{name}.jsonl")):
             assert set(row) == {"id", "images", "question", "answer", "permute", "task"}
             assert len(set(row["images"])) == len(row["images"])
             shown = [int(real.target[number(path)]) for path in row["images"]]
-            assert plain(row["answer"]) == plain(sample.answer) == truth(plain(row["question"]), shown)
+            assert (
+                plain(row["answer"]) == plain(sample.answer) == truth(plain(row["question"]), shown)
+            )
         used[name] = {path for row in rows for path in row["images"]}
         assert all((built / path).is_file() for path in used[name])
-        assert {row["task"] for row in rows if row["permute"]} == {"options", "references", "invariant", "index"}
+        assert {row["task"] for row in rows if row["permute"]} == {
+            "options",
+            "references",
+            "invariant",
+            "index",
+        }
         assert {row["task"] for row in rows if not row["permute"]} == {"single"}
     assert not used["train"] & used["test"]
 
@@ -128,15 +141,18 @@ def test_base_loads_and_reads_one_token_per_image(built, real):
     model = AutoModelForImageTextToText.from_pretrained(built / "base")
     sample = next(s for s in load(built / "test.jsonl") if len(s.images) == 3)
     pictures = [Image.open(path) for path in sample.images]
-    inputs = processor(text=[prompt_text(processor, sample.question)], images=pictures, return_tensors="pt")
+    inputs = processor(
+        text=[prompt_text(processor, sample.question)], images=pictures, return_tensors="pt"
+    )
     ids = inputs["input_ids"]
     assert (ids == model.config.image_token_id).sum() == 3
     with torch.no_grad():
         logits = model(**inputs).logits
     assert logits.shape[:2] == ids.shape and logits.isfinite().all()
     # the warm-up's shortcut: with one token an image, all three rows of M-RoPE count 0, 1, 2, ...
-    positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=inputs["mm_token_type_ids"],
-                                              image_grid_thw=inputs["image_grid_thw"])
+    positions, _ = model.model.get_rope_index(
+        ids, mm_token_type_ids=inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"]
+    )
     assert torch.equal(positions, torch.arange(ids.shape[1]).expand(3, 1, -1))
     # and its pixels: what the processor makes of the PNG files is what the model was trained on
     drawn = [digits.digit_image(real.images[number(path)]) for path in sample.images]
@@ -146,7 +162,11 @@ def test_base_loads_and_reads_one_token_per_image(built, real):
 
 def test_tokenizer_takes_any_text_and_keeps_the_think_tags(built):
     tokenizer = AutoProcessor.from_pretrained(built / "base").tokenizer
-    for text in (string.printable, "Where is the café? 第二张图", digits.response("A 3 no B 7 yes", "B")):
+    for text in (
+        string.printable,
+        "Where is the café? 第二张图",
+        digits.response("A 3 no B 7 yes", "B"),
+    ):
         assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=True) == text
     assert len(tokenizer.encode("<think></think>")) == 2
     assert tokenizer.tokenize("A 3 no B 7 yes") == ["A", "Ġ3", "Ġno", "ĠB", "Ġ7", "Ġyes"]

@@ -1,4 +1,5 @@
-"""The tensor half of perl/grpo.py against the equations, and the shared-prefix row against a padded batch."""
+"""The tensor half of perl/grpo.py against the equations, and the shared-prefix row against a
+padded batch."""
 
 import doctest
 import math
@@ -38,7 +39,13 @@ def test_doctests():
 # --- Eqs. 4-5 ---
 
 
-@given(st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.9, 1.0]), min_size=12, max_size=12), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.lists(st.sampled_from([0.0, 0.1, 0.9, 1.0]), min_size=12, max_size=12),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_advantages_are_the_equations(rewards):
     ours = advantages(torch.tensor(rewards))
     for row, A in zip(rewards, ours.tolist()):
@@ -77,9 +84,12 @@ def test_each_question_is_centred_alone(rewards):
 
 @given(st.lists(st.integers(-(10**9), 10**9).map(lambda i: i / 1000), min_size=1, max_size=8))
 def test_advantages_are_finite_and_bounded(rewards):
-    """|A| <= sqrt(N - 1), reached by one right answer among N; a lone rollout has nothing to be compared with."""
+    """|A| <= sqrt(N - 1), reached by one right answer among N; a lone rollout has nothing to be
+    compared with."""
     A = advantages(torch.tensor([rewards], dtype=torch.float64))
-    assert torch.isfinite(A).all() and A.abs().max() <= math.sqrt(max(0, len(rewards) - 1)) * (1 + 1e-5)
+    assert torch.isfinite(A).all() and A.abs().max() <= math.sqrt(max(0, len(rewards) - 1)) * (
+        1 + 1e-5
+    )
 
 
 # --- Eq. 6 ---
@@ -90,7 +100,9 @@ def ragged(seed, groups=5):
     g = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 9, (groups,), generator=g)
     N = int(lengths.sum())
-    logp, old, ref, sampler = (torch.randn(4, N, generator=g, dtype=torch.float64) * 0.3 - 2.0).unbind()
+    logp, old, ref, sampler = (
+        torch.randn(4, N, generator=g, dtype=torch.float64) * 0.3 - 2.0
+    ).unbind()
     return lengths, logp, old, ref, sampler, torch.randn(groups, generator=g, dtype=torch.float64)
 
 
@@ -114,9 +126,17 @@ def test_loss_and_gradient_are_equation_6(seed):
     lengths, logp, old, ref, sampler, A = ragged(seed)
     ours, loops = logp.clone().requires_grad_(), logp.clone().requires_grad_()
     loss, parts = grpo_loss(
-        ours, old, ref, sampler, A.repeat_interleave(lengths), rollout_mean(lengths, len(lengths)).double(),
-        clip_low=0.2, clip_high=0.28, beta=0.1, tis_cap=1.5,
-    )  # fmt: skip
+        ours,
+        old,
+        ref,
+        sampler,
+        A.repeat_interleave(lengths),
+        rollout_mean(lengths, len(lengths)).double(),
+        clip_low=0.2,
+        clip_high=0.28,
+        beta=0.1,
+        tis_cap=1.5,
+    )
     expected = loss_by_loops(lengths, loops, old, ref, sampler, A, 0.2, 0.28, 0.1, 1.5)
     loss.backward()
     expected.backward()
@@ -126,7 +146,8 @@ def test_loss_and_gradient_are_equation_6(seed):
 
 
 def group_of(seed):
-    """Questions in several orders, n rollouts each, ragged: rewards (Q, (n_s+1) n) and what `ragged` draws for them."""
+    """Questions in several orders, n rollouts each, ragged: rewards (Q, (n_s+1) n) and what
+    `ragged` draws for them."""
     g = torch.Generator().manual_seed(seed)
     Q, orders, n = (int(torch.randint(1, high, (), generator=g)) for high in (5, 4, 7))
     rewards = torch.randint(0, 3, (Q, orders * n), generator=g).double() / 2
@@ -145,7 +166,8 @@ def advantages_by_loops(rewards):
 
 @pytest.mark.parametrize("seed", range(40))
 def test_from_rewards_to_gradient_on_ragged_groups(seed):
-    """All of Eqs. 4-6 in micro-batches of one question each, against the float64 loops over the whole batch at once."""
+    """All of Eqs. 4-6 in micro-batches of one question each, against the float64 loops over the
+    whole batch at once."""
     rewards, lengths, logp, old, ref, sampler = group_of(seed)
     (Q, per_question), K = rewards.shape, rewards.numel()
     ours, loops = logp.clone().requires_grad_(), logp.clone().requires_grad_()
@@ -153,10 +175,14 @@ def test_from_rewards_to_gradient_on_ragged_groups(seed):
     for q in range(Q):
         T = lengths[q * per_question : (q + 1) * per_question]
         s = slice(start, start := start + int(T.sum()))
-        loss, _ = grpo_loss(ours[s], old[s], ref[s], sampler[s], A[q].repeat_interleave(T), rollout_mean(T, K))
+        loss, _ = grpo_loss(
+            ours[s], old[s], ref[s], sampler[s], A[q].repeat_interleave(T), rollout_mean(T, K)
+        )
         loss.backward()
         total += loss.item()
-    expected = loss_by_loops(lengths, loops, old, ref, sampler, advantages_by_loops(rewards), 0.2, 0.2, 0.01, 2.0)
+    expected = loss_by_loops(
+        lengths, loops, old, ref, sampler, advantages_by_loops(rewards), 0.2, 0.2, 0.01, 2.0
+    )
     expected.backward()
     assert total == pytest.approx(expected.item(), abs=1e-6)
     assert torch.allclose(ours.grad, loops.grad, atol=1e-6)
@@ -164,11 +190,15 @@ def test_from_rewards_to_gradient_on_ragged_groups(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_several_updates_with_fixed_old_policy(seed):
-    """Gradient ascent on a table of logits, pi_old fixed while rho leaves 1 and the clip sets in: weights equal the loops'."""
+    """Gradient ascent on a table of logits, pi_old fixed while rho leaves 1 and the clip sets in:
+    weights equal the loops'."""
     rewards, lengths, _, _, ref, sampler = group_of(seed + 100)
     N, V = len(ref), 7
     g = torch.Generator().manual_seed(seed)
-    table, tokens = torch.randn(N, V, generator=g, dtype=torch.float64), torch.randint(V, (N, 1), generator=g)
+    table, tokens = (
+        torch.randn(N, V, generator=g, dtype=torch.float64),
+        torch.randint(V, (N, 1), generator=g),
+    )
     log_pi = lambda logits: logits.log_softmax(-1).gather(1, tokens)[:, 0]  # noqa: E731
     old, thetas, clipped = log_pi(table), [table.clone(), table.clone()], 0.0
     A = advantages_by_loops(rewards)
@@ -176,11 +206,19 @@ def test_several_updates_with_fixed_old_policy(seed):
         for i, theta in enumerate(thetas):
             theta = theta.requires_grad_()
             if i == 0:
-                loss, parts = grpo_loss(log_pi(theta), old, ref, sampler, A.repeat_interleave(lengths),
-                                        rollout_mean(lengths, len(lengths)))  # fmt: skip
+                loss, parts = grpo_loss(
+                    log_pi(theta),
+                    old,
+                    ref,
+                    sampler,
+                    A.repeat_interleave(lengths),
+                    rollout_mean(lengths, len(lengths)),
+                )
                 clipped += parts["clip_share"].item()
             else:
-                loss = loss_by_loops(lengths, log_pi(theta), old, ref, sampler, A, 0.2, 0.2, 0.01, 2.0)
+                loss = loss_by_loops(
+                    lengths, log_pi(theta), old, ref, sampler, A, 0.2, 0.2, 0.01, 2.0
+                )
             (grad,) = torch.autograd.grad(loss, theta)
             thetas[i] = theta.detach() - 5.0 * grad
     assert clipped > 0 and (thetas[0] - table).abs().max() > 0.1
@@ -215,14 +253,19 @@ def test_weights_of_both_means():
 
 
 def test_on_policy_gradient_flows():
-    """One update: pi_old is pi, rho is 1, the loss is minus the mean advantage, and the gradient is not zero."""
+    """One update: pi_old is pi, rho is 1, the loss is minus the mean advantage, and the gradient
+    is not zero."""
     lengths = torch.tensor([2, 3])
     logp = torch.full((5,), -1.0, requires_grad=True)
     A = torch.tensor([1.0, -1.0]).repeat_interleave(lengths)
     same = logp.detach()
     loss, parts = grpo_loss(logp, same, same, same, A, rollout_mean(lengths, 2))
     loss.backward()
-    assert loss.item() == pytest.approx(0.0, abs=1e-7) and parts["kl"] == 0 and parts["tis_weight"] == pytest.approx(1)
+    assert (
+        loss.item() == pytest.approx(0.0, abs=1e-7)
+        and parts["kl"] == 0
+        and parts["tis_weight"] == pytest.approx(1)
+    )
     assert logp.grad.tolist() == pytest.approx([-0.25, -0.25, 1 / 6, 1 / 6, 1 / 6])
 
 
@@ -240,15 +283,35 @@ def model():
     torch.manual_seed(0)
     config = Qwen2_5_VLConfig(
         text_config=dict(
-            vocab_size=200, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+            vocab_size=200,
+            hidden_size=64,
+            intermediate_size=96,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
             tie_word_embeddings=False,
         ),
-        vision_config=dict(depth=2, hidden_size=32, intermediate_size=64, num_heads=2, out_hidden_size=64, patch_size=14,
-                           spatial_merge_size=2, temporal_patch_size=2, window_size=56, fullatt_block_indexes=[1]),
-        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=3, vision_end_token_id=4,
-    )  # fmt: skip
-    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").train()
+        vision_config=dict(
+            depth=2,
+            hidden_size=32,
+            intermediate_size=64,
+            num_heads=2,
+            out_hidden_size=64,
+            patch_size=14,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            window_size=56,
+            fullatt_block_indexes=[1],
+        ),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=3,
+        vision_end_token_id=4,
+    )
+    model = Qwen2_5_VLForConditionalGeneration._from_config(
+        config, attn_implementation="sdpa"
+    ).train()
     with torch.no_grad():  # larger weights than the initialisation's, so that every path matters
         for p in model.parameters():
             p.mul_(3.0) if p.dim() > 1 else p.add_(0.1 * torch.randn_like(p))
@@ -258,27 +321,37 @@ def model():
 def picture(key, height, width, g):
     """A picture of height x width merged tokens."""
     patches = torch.randn(4 * height * width, 1176, generator=g)
-    return SimpleNamespace(key=key, pixel_values=patches, grid_thw=torch.tensor([1, 2 * height, 2 * width]))
+    return SimpleNamespace(
+        key=key, pixel_values=patches, grid_thw=torch.tensor([1, 2 * height, 2 * width])
+    )
 
 
 def random_rows(seed):
-    """Two orders of one question with three pictures, and another question: 4, 1 and 3 rollouts of unequal lengths."""
+    """Two orders of one question with three pictures, and another question: 4, 1 and 3 rollouts
+    of unequal lengths."""
     g = torch.Generator().manual_seed(seed)
     a, b, c = picture("a", 2, 3, g), picture("b", 3, 3, g), picture("c", 1, 2, g)
 
     def row(pictures, lengths):
         ids = []
         for image in pictures:
-            words = torch.randint(10, 200, (int(torch.randint(1, 4, (), generator=g)),), generator=g).tolist()
+            words = torch.randint(
+                10, 200, (int(torch.randint(1, 4, (), generator=g)),), generator=g
+            ).tolist()
             ids += [*words, 3, *[IMAGE] * (int(image.grid_thw.prod()) // 4), 4]
         ids += torch.randint(10, 200, (5,), generator=g).tolist()
-        return Row(torch.tensor(ids), tuple(pictures), tuple(torch.randint(10, 200, (T,), generator=g) for T in lengths))
+        return Row(
+            torch.tensor(ids),
+            tuple(pictures),
+            tuple(torch.randint(10, 200, (T,), generator=g) for T in lengths),
+        )
 
     return [row([a, b, c], [7, 1, 4, 7]), row([c, a, b], [3]), row([b], [2, 6, 5])]
 
 
 def padded_logps(model, rows, temperature):
-    """The same log-probabilities the usual way: every rollout its own row, padded on the right, images repeated."""
+    """The same log-probabilities the usual way: every rollout its own row, padded on the right,
+    images repeated."""
     model.model.language_model.config._attn_implementation = "sdpa"
     logps = []
     for row in rows:
@@ -288,14 +361,20 @@ def padded_logps(model, rows, temperature):
             ids[k, : P + len(o)] = torch.cat([row.prompt_ids, o])
             mask[k, : P + len(o)] = 1
         hidden = model.model(
-            input_ids=ids, attention_mask=mask, mm_token_type_ids=(ids == IMAGE).int(), use_cache=False,
+            input_ids=ids,
+            attention_mask=mask,
+            mm_token_type_ids=(ids == IMAGE).int(),
+            use_cache=False,
             pixel_values=torch.cat([i.pixel_values for i in row.images]).repeat(n, 1),
             image_grid_thw=torch.stack([i.grid_thw for i in row.images]).repeat(n, 1),
-        ).last_hidden_state  # (n, P + T, D)  # fmt: skip
+        ).last_hidden_state  # (n, P + T, D)
         logits = (hidden @ model.lm_head.weight.t() / temperature).float()
         logits[..., [IMAGE, VIDEO]] = float("-inf")
         logp = logits.log_softmax(-1)
-        logps += [logp[k, P - 1 : P - 1 + len(o)].gather(1, o[:, None])[:, 0] for k, o in enumerate(row.responses)]
+        logps += [
+            logp[k, P - 1 : P - 1 + len(o)].gather(1, o[:, None])[:, 0]
+            for k, o in enumerate(row.responses)
+        ]
     return torch.cat(logps)
 
 
@@ -310,7 +389,10 @@ def gradients(model, scalar):
 def test_shared_row_equals_padded_batch(model, temperature, checkpointing, monkeypatch):
     monkeypatch.setattr(LogprobHead, "CHUNK", 5)  # several chunks, the last one short
     rows = random_rows(1)
-    weight = torch.randn(sum(len(o) for row in rows for o in row.responses), generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(
+        sum(len(o) for row in rows for o in row.responses),
+        generator=torch.Generator().manual_seed(2),
+    )
     padded = padded_logps(model, rows, temperature)
     expected = gradients(model, (weight * padded).sum())
     policy = Policy(model)
@@ -320,28 +402,38 @@ def test_shared_row_equals_padded_batch(model, temperature, checkpointing, monke
     got = gradients(model, (weight * ours).sum())
     model.gradient_checkpointing_disable()
     assert (ours - padded).abs().max() < 2e-5
-    assert ours.std() > 0.5 and entropy.shape == ours.shape and (entropy > 0).all() and not entropy.requires_grad
+    assert (
+        ours.std() > 0.5
+        and entropy.shape == ours.shape
+        and (entropy > 0).all()
+        and not entropy.requires_grad
+    )
     for name, g in expected.items():
         assert g.abs().max() > 0, name  # every parameter takes part, the vision tower's too
         assert (got[name] - g).norm() <= 2e-5 * g.norm() + 1e-7, name
 
 
 def test_order_of_images_reaches_the_model(model):
-    """The same text with two pictures exchanged has other log-probabilities: the images are in their slots."""
+    """The same text with two pictures exchanged has other log-probabilities: the images are in
+    their slots."""
     g = torch.Generator().manual_seed(3)
     a, b = picture("a", 2, 2, g), picture("b", 2, 2, g)
     ids = torch.tensor([11, 3, *[IMAGE] * 4, 4, 3, *[IMAGE] * 4, 4, 12])
     o = (torch.tensor([20, 21, 22]),)
     policy = Policy(model)
     ab, ba, both = policy([Row(ids, (a, b), o)])[0], policy([Row(ids, (b, a), o)])[0], None
-    both = policy([Row(ids, (a, b), o), Row(ids, (b, a), o)])[0]  # each picture is encoded once, and lands in both rows
+    both = policy([Row(ids, (a, b), o), Row(ids, (b, a), o)])[
+        0
+    ]  # each picture is encoded once, and lands in both rows
     assert (ab - ba).abs().max() > 1e-3
     assert torch.allclose(both, torch.cat([ab, ba]), atol=1e-5)
 
 
 def test_each_picture_is_encoded_once(model):
     patches = []
-    hook = model.model.visual.register_forward_pre_hook(lambda module, args: patches.append(len(args[0])))
+    hook = model.model.visual.register_forward_pre_hook(
+        lambda module, args: patches.append(len(args[0]))
+    )
     rows = random_rows(4)
     Policy(model)(rows)
     hook.remove()
@@ -352,13 +444,16 @@ def test_head_never_makes_all_logits(model, monkeypatch):
     monkeypatch.setattr(LogprobHead, "CHUNK", 3)
     seen = []
     original = grpo.chunk_logps
-    monkeypatch.setattr(grpo, "chunk_logps", lambda h, *rest: seen.append(len(h)) or original(h, *rest))
+    monkeypatch.setattr(
+        grpo, "chunk_logps", lambda h, *rest: seen.append(len(h)) or original(h, *rest)
+    )
     Policy(model)(random_rows(5))
     assert max(seen) == 3 and sum(seen) == sum([7, 1, 4, 7, 3, 2, 6, 5])
 
 
 def test_head_memory_does_not_grow_with_positions():
-    """At the vocabulary of Qwen2.5-VL-7B, in a process of its own: peak resident memory over what was held before."""
+    """At the vocabulary of Qwen2.5-VL-7B, in a process of its own: peak resident memory over what
+    was held before."""
     script = r"""
 import re, torch
 from perl.grpo import LogprobHead
@@ -371,32 +466,46 @@ logp, _ = head(hidden, targets, torch.tensor([5]), 1.0)
 logp.sum().backward()
 print(held() - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True)
-    # Three to five tensors of a chunk, and what torch loads on first use (3.3 to 5.1 measured); the logits alone would be 32.
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, text=True, capture_output=True, check=True
+    )
+    # Three to five tensors of a chunk, and what torch loads on first use (3.3 to 5.1 measured);
+    # the logits alone would be 32.
     assert 128 * 152_064 * 4 < int(done.stdout) < 8 * 128 * 152_064 * 4
 
 
 def random_layout(seed):
-    """Three rows of random lengths with q, k, v over them, two query heads a key head, and the mask of who sees whom."""
+    """Three rows of random lengths with q, k, v over them, two query heads a key head, and the
+    mask of who sees whom."""
     g = torch.Generator().manual_seed(seed)
     size = lambda high: int(torch.randint(1, high, (), generator=g))  # noqa: E731
-    rows = [Row(torch.zeros(size(6)), (), tuple(torch.zeros(size(5)) for _ in range(size(5)))) for _ in range(3)]
+    rows = [
+        Row(torch.zeros(size(6)), (), tuple(torch.zeros(size(5)) for _ in range(size(5))))
+        for _ in range(3)
+    ]
     row, part = [], []  # the row of each token, and its part: 0 the prompt, 1 .. n a rollout
     for r, x in enumerate(rows):
         row += [r] * (len(x.prompt_ids) + sum(map(len, x.responses)))
         part += [0] * len(x.prompt_ids) + [i + 1 for i, o in enumerate(x.responses) for _ in o]
     row, part, at = torch.tensor(row), torch.tensor(part), torch.arange(len(row))
     sees = (row[:, None] == row) & (at[:, None] >= at) & ((part == 0) | (part[:, None] == part))
-    q, k, v = (torch.randn(1, heads, len(row), 8, generator=g, requires_grad=True) for heads in (4, 2, 2))
+    q, k, v = (
+        torch.randn(1, heads, len(row), 8, generator=g, requires_grad=True) for heads in (4, 2, 2)
+    )
     return rows, q, k, v, sees
 
 
 def masked(q, k, v, sees):
-    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=sees, scale=0.3, enable_gqa=True).transpose(1, 2)
+    return torch.nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=sees, scale=0.3, enable_gqa=True
+    ).transpose(1, 2)
 
 
-def loop_in_place_of_the_kernel(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
-    """What the documentation of torch's `varlen_attn` promises for causal attention, sequence by sequence, query by query.
+def loop_in_place_of_the_kernel(
+    q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa
+):
+    """What the documentation of torch's `varlen_attn` promises for causal attention, sequence by
+    sequence, query by query.
 
     q (L, H, D), k and v (S, H_kv, D); the last query of a sequence stands at its last key."""
     assert window_size == (-1, 0) and enable_gqa and cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
@@ -416,7 +525,8 @@ def loop_in_place_of_the_kernel(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, sc
 @settings(max_examples=20)
 @given(st.integers(0, 10_000))
 def test_rows_do_not_see_each_other(kernel, seed):
-    """Attention over several rows at once equals one full mask: no row sees another, no rollout its siblings. Gradients too.
+    """Attention over several rows at once equals one full mask: no row sees another, no rollout
+    its siblings. Gradients too.
 
     "varlen": the layout for the CUDA kernel, with a loop in its place."""
     rows, q, k, v, sees = random_layout(seed)
@@ -430,14 +540,19 @@ def test_rows_do_not_see_each_other(kernel, seed):
     expected = masked(q, k, v, sees)
     weight = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed))
     assert ours.shape == expected.shape and torch.allclose(ours, expected, atol=1e-5)
-    for a, b in zip(*(torch.autograd.grad((weight * o).sum(), (q, k, v)) for o in (ours, expected))):
+    for a, b in zip(
+        *(torch.autograd.grad((weight * o).sum(), (q, k, v)) for o in (ours, expected))
+    ):
         assert torch.allclose(a, b, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the varlen kernel needs CUDA")
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)], ids=["sdpa", "varlen"])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)], ids=["sdpa", "varlen"]
+)
 def test_attention_on_cuda(dtype, tolerance):
-    """Both kernels where they run, against the full mask in float32 on the same numbers; head_dim 64."""
+    """Both kernels where they run, against the full mask in float32 on the same numbers; head_dim
+    64."""
     for seed in range(8):
         rows, *qkv, sees = random_layout(seed)
         qkv = [torch.cat([x] * 8, dim=-1).detach().to("cuda", dtype).requires_grad_() for x in qkv]
@@ -447,14 +562,17 @@ def test_attention_on_cuda(dtype, tolerance):
         full = [x.detach().float().requires_grad_() for x in qkv]
         expected = masked(*full, sees.cuda())
         assert (ours.float() - expected).norm() < tolerance * expected.norm()
-        for a, b in zip(torch.autograd.grad(ours.float().square().sum(), qkv),
-                        torch.autograd.grad(expected.square().sum(), full)):  # fmt: skip
+        for a, b in zip(
+            torch.autograd.grad(ours.float().square().sum(), qkv),
+            torch.autograd.grad(expected.square().sum(), full),
+        ):
             assert (a.float() - b).norm() < 2 * tolerance * b.norm()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_predictors_point_at_what_predicts(seed):
-    """The predicting position of a rollout's first token is its prompt's last; of token t > 0, the token before it."""
+    """The predicting position of a rollout's first token is its prompt's last; of token t > 0,
+    the token before it."""
     rows = random_layout(seed)[0]
     start, expected = 0, []
     for row in rows:

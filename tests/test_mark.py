@@ -1,5 +1,6 @@
-"""data/mark.py: raw rows to marked rows. The table is fixtures/mark_cases.jsonl, a case a line: what a row must become,
-or the reason why it is not permutable. Part of it was written by people who had not read the rules."""
+"""data/mark.py: raw rows to marked rows. The table is fixtures/mark_cases.jsonl, a case a line:
+what a row must become, or the reason why it is not permutable. Part of it was written by people
+who had not read the rules."""
 
 import itertools
 import json
@@ -17,7 +18,9 @@ from perl.permute import Sample, load, permute, plain
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests/fixtures"
 CASES = [json.loads(line) for line in (FIXTURES / "mark_cases.jsonl").read_text().splitlines()]
-NLVR2 = [json.loads(line)["sentence"] for line in (FIXTURES / "nlvr2_200.jsonl").read_text().splitlines()]
+NLVR2 = [
+    json.loads(line)["sentence"] for line in (FIXTURES / "nlvr2_200.jsonl").read_text().splitlines()
+]
 TRUE_OR_FALSE = " True or false?\n(A) True\n(B) False"
 
 
@@ -25,7 +28,12 @@ def row(question: str, answer: str = "x", n: int = 2, **fields) -> dict:
     """A declared row; its placeholders stand in front unless the question holds them."""
     if "<image>" not in question:
         question = "<image>" * n + " " + question
-    return {"images": [f"{k}.png" for k in range(n)], "question": question, "answer": answer, "permute": True} | fields
+    return {
+        "images": [f"{k}.png" for k in range(n)],
+        "question": question,
+        "answer": answer,
+        "permute": True,
+    } | fields
 
 
 def undeclared(*arguments, **fields) -> dict:
@@ -40,12 +48,17 @@ def test_case(case):
     verdict = mark.mark(case["row"])
     if "reason" in case:
         assert not verdict.permute and verdict.reason == Reason[case["reason"]]
-        assert (verdict.question, verdict.answer) == (case["row"]["question"], case["row"]["answer"])
+        assert (verdict.question, verdict.answer) == (
+            case["row"]["question"],
+            case["row"]["answer"],
+        )
     else:
         assert (verdict.question, verdict.answer) == (case["marked"], case["answer"])
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "marked" in case], ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if "marked" in case], ids=lambda case: case["name"]
+)
 def test_plain_text_is_the_raw_text_but_for_sets(case):
     verdict = mark.mark(case["row"])
     if not verdict.written_out:
@@ -58,7 +71,9 @@ def test_every_marked_case_loads_and_permutes_in_every_order(tmp_path):
     marked = []
     for k, case in enumerate(CASES):
         if case.get("reason") != "PLACEHOLDERS":
-            marked.append(mark.result_of({"id": str(k)} | case["row"], tmp_path / "in", tmp_path / "out").row)
+            marked.append(
+                mark.result_of({"id": str(k)} | case["row"], tmp_path / "in", tmp_path / "out").row
+            )
     (tmp_path / "out").write_text("".join(json.dumps(line) + "\n" for line in marked))
     for x in load(tmp_path / "out", check_images=False):
         for tail in itertools.islice(itertools.permutations(range(x.stem, len(x.images))), 24):
@@ -72,11 +87,15 @@ def test_without_a_declaration_a_row_is_certain_or_false():
     for case in CASES:
         if case.get("reason") == "DECLARED":
             continue
-        raw = {name: value for name, value in case["row"].items() if name not in ("permute", "stem")}
+        raw = {
+            name: value for name, value in case["row"].items() if name not in ("permute", "stem")
+        }
         verdict = mark.mark(raw)
         certain += verdict.permute
         if verdict.permute:
-            assert (verdict.question, verdict.answer) == (case.get("marked"), case.get("answer")), case["name"]
+            assert (verdict.question, verdict.answer) == (case.get("marked"), case.get("answer")), (
+                case["name"]
+            )
     assert certain > 50
 
 
@@ -114,7 +133,10 @@ def test_nlvr2_sentences_are_exact_or_refused():
         y = permute(x, (1, 0))
         assert permute(y, (1, 0)) == x and y.answer == "A"
         low = f" {sentence.lower()}"
-        named = any(words in low for words in ("left image", "right image", "image on the left", "image on the right"))
+        named = any(
+            words in low
+            for words in ("left image", "right image", "image on the left", "image on the right")
+        )
         assert (plain(y.question) != raw["question"]) >= named
         changed += plain(y.question) != raw["question"]
     assert refused / len(NLVR2) < 0.05
@@ -123,7 +145,21 @@ def test_nlvr2_sentences_are_exact_or_refused():
 
 # --- Kinds ---
 
-LABELS = ["{}. ", "({}) ", "{}) ", "[{}] ", "{}: ", "**{}.** ", "{} - ", "- {}: ", "Option {}: ", "【{}】", "（{}）", "{}、", "选项{}："]
+LABELS = [
+    "{}. ",
+    "({}) ",
+    "{}) ",
+    "[{}] ",
+    "{}: ",
+    "**{}.** ",
+    "{} - ",
+    "- {}: ",
+    "Option {}: ",
+    "【{}】",
+    "（{}）",
+    "{}、",
+    "选项{}：",
+]
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -136,10 +172,14 @@ def test_an_option_layout_is_understood_or_refused(label, letters):
         assert verdict.answer == letters[1] and verdict.question.count("[[") == 3
 
 
-@pytest.mark.parametrize("label", ["{}; ", "{} > ", "{} ~ ", "<{}> ", "{}/ ", "{}, ", '"{}" ', "{}#"])
+@pytest.mark.parametrize(
+    "label", ["{}; ", "{} > ", "{} ~ ", "<{}> ", "{}/ ", "{}, ", '"{}" ', "{}#"]
+)
 @pytest.mark.parametrize("text", ["{}", "Image {}", "number {}"])
 def test_a_layout_nobody_listed_is_refused(label, text):
-    options = "".join("\n" + label.format(letter) + text.format(k) for k, letter in enumerate("ABC", start=1))
+    options = "".join(
+        "\n" + label.format(letter) + text.format(k) for k, letter in enumerate("ABC", start=1)
+    )
     verdict = mark.mark(row(f"Which image shows a cat?{options}", "B", 3))
     assert not verdict.permute or (verdict.answer == "B" and verdict.question.count("[[") == 3)
 
@@ -165,7 +205,9 @@ def test_a_number_is_an_image_only_where_an_image_is_asked_for(question, is_imag
 
 
 def test_formulas_name_no_image():
-    verdict = mark.mark(row("The points $A D$ and $B$ lie on one line in image 1. What is it?", n=3))
+    verdict = mark.mark(
+        row("The points $A D$ and $B$ lie on one line in image 1. What is it?", n=3)
+    )
     assert verdict.permute and verdict.question.count("[[") == 1
 
 
@@ -187,13 +229,17 @@ CONTRADICTED = [
 ]
 
 
-@pytest.mark.parametrize("question, reason", CONTRADICTED, ids=[question for question, _ in CONTRADICTED])
+@pytest.mark.parametrize(
+    "question, reason", CONTRADICTED, ids=[question for question, _ in CONTRADICTED]
+)
 def test_the_text_may_contradict_the_declaration(question, reason):
     assert mark.mark(row(question)).reason == reason
 
 
 def test_declared_false_stays_false():
-    assert mark.mark(row("How many images show a cat?", "1", permute=False)).reason == Reason.DECLARED
+    assert (
+        mark.mark(row("How many images show a cat?", "1", permute=False)).reason == Reason.DECLARED
+    )
 
 
 ORDER_IS_MEANING = [
@@ -208,7 +254,9 @@ ORDER_IS_MEANING = [
 ]
 
 
-@pytest.mark.parametrize("question, answer", ORDER_IS_MEANING, ids=[question for question, _ in ORDER_IS_MEANING])
+@pytest.mark.parametrize(
+    "question, answer", ORDER_IS_MEANING, ids=[question for question, _ in ORDER_IS_MEANING]
+)
 def test_what_is_not_certain_is_false(question, answer):
     assert not mark.mark(undeclared(question, answer, 3)).permute
 
@@ -232,7 +280,10 @@ def test_equal_contents_are_found(tmp_path):
 
 
 def test_equal_names_are_found():
-    assert mark.mark(row("Both images show a dog.", images=["a.png", "./a.png"])).reason == Reason.EQUAL
+    assert (
+        mark.mark(row("Both images show a dog.", images=["a.png", "./a.png"])).reason
+        == Reason.EQUAL
+    )
 
 
 def test_a_text_that_looks_like_a_mark_is_kept_apart():
@@ -257,7 +308,10 @@ def test_rows_of_the_first_version_are_converted(kind, question, answer, marked)
 
 
 def test_names_marks_every_name_and_refuses_unknown_ones():
-    assert names("The left image shows what happens before dawn.", 2) == "The [[1|left]] image shows what happens before dawn."
+    assert (
+        names("The left image shows what happens before dawn.", 2)
+        == "The [[1|left]] image shows what happens before dawn."
+    )
     with pytest.raises(Unclear, match="a side that may be an image"):
         names("The dog on the left is black.", 2)
 
@@ -272,7 +326,9 @@ def run(*arguments) -> subprocess.CompletedProcess:
 
 def write(path: Path, *rows) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in rows))
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in rows)
+    )
     return path
 
 
@@ -282,19 +338,33 @@ def test_every_row_comes_out(tmp_path):
         row("The dog on the left is black.", id="b"),
         row("Which images show a cat?", "1 and 2", 3, id="c"),
     ]
-    done = run(write(tmp_path / "in/raw.jsonl", *raw), "--out", tmp_path / "out/marked.jsonl", "--explain")
-    a, b, c = [json.loads(line) for line in (tmp_path / "out/marked.jsonl").read_text().splitlines()]
+    done = run(
+        write(tmp_path / "in/raw.jsonl", *raw), "--out", tmp_path / "out/marked.jsonl", "--explain"
+    )
+    a, b, c = [
+        json.loads(line) for line in (tmp_path / "out/marked.jsonl").read_text().splitlines()
+    ]
     assert a["question"] == "<image><image> The [[1|left]] image shows a dog." + TRUE_OR_FALSE
     assert (a["permute"], a["accuracy"], a["images"][0]) == (True, 0.5, "../in/0.png")
-    assert b["permute"] is False and b["why"].startswith(Reason.SIDE) and b["question"] == raw[1]["question"]
+    assert (
+        b["permute"] is False
+        and b["why"].startswith(Reason.SIDE)
+        and b["question"] == raw[1]["question"]
+    )
     assert c["answer"] == "{[[1|1]], [[2|2]]}"
     assert "permutable 2 of 3" in done.stderr and f"1 false: {Reason.SIDE}" in done.stderr
     assert "1 answers brought to the form of a set" in done.stderr
-    assert [line.split("\t")[:2] for line in done.stdout.splitlines()] == [["a", "true"], ["b", "false"], ["c", "true"]]
+    assert [line.split("\t")[:2] for line in done.stdout.splitlines()] == [
+        ["a", "true"],
+        ["b", "false"],
+        ["c", "true"],
+    ]
 
 
 def test_what_it_writes_is_not_marked_again(tmp_path):
-    raw = write(tmp_path / "raw.jsonl", row("What is in image 1, and what in image 2?", "a cat", id="a"))
+    raw = write(
+        tmp_path / "raw.jsonl", row("What is in image 1, and what in image 2?", "a cat", id="a")
+    )
     run(raw, "--out", tmp_path / "marked.jsonl")
     run(tmp_path / "marked.jsonl", "--out", tmp_path / "again.jsonl")
     assert (tmp_path / "again.jsonl").read_text() == (tmp_path / "marked.jsonl").read_text()
@@ -308,7 +378,11 @@ def test_a_name_that_somebodys_marks_miss_is_reported(tmp_path):
 
 @pytest.mark.parametrize(
     "line, sentence",
-    [("{", "raw.jsonl:1: no JSON"), (row("x", images="a.png"), "raw.jsonl:1: images: must be"), ("[" * 10**5, "too deep")],
+    [
+        ("{", "raw.jsonl:1: no JSON"),
+        (row("x", images="a.png"), "raw.jsonl:1: images: must be"),
+        ("[" * 10**5, "too deep"),
+    ],
     ids=["no JSON", "no images", "nested too deep"],
 )
 def test_a_bad_row_is_one_sentence(tmp_path, line, sentence):

@@ -1,5 +1,6 @@
-"""perl/permute.py: a mark names the same picture before and after; orders are undone and composed; draws are fair and
-repeatable; bad rows get one sentence; the command line shows all of it."""
+"""perl/permute.py: a mark names the same picture before and after; orders are undone and
+composed; draws are fair and repeatable; bad rows get one sentence; the command line shows all of
+it."""
 
 import itertools
 import json
@@ -38,7 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize("n", range(1, 31))
 def test_no_word_stands_in_two_forms_at_one_slot(n):
-    """Where a word could be read in two ways, it is read in one: every mark of a form leads back to that form."""
+    """Where a word could be read in two ways, it is read in one: every mark of a form leads back
+    to that form."""
     for stem in range(n):
         known = vocabulary(n, stem)
         for (slot, word), form in known.items():
@@ -71,7 +73,8 @@ def test_sides_and_words_from_the_end_count_all_images():
 
 @st.composite
 def marked_samples(draw):
-    """A sample of 2-8 images in which every form that there is names images, in any capitals; and two orders."""
+    """A sample of 2-8 images in which every form that there is names images, in any capitals; and
+    two orders."""
     n = draw(st.integers(2, 8))
     stem = draw(st.integers(0, n - 2))
     good = [key for key in vocabulary(n, stem) if not mistake(*key, n, stem)]
@@ -94,8 +97,12 @@ def test_every_mark_names_the_same_picture_before_and_after(case):
     y = permute(x, sigma)
     for before, after in ((x.question, y.question), (x.answer, y.answer)):
         old, new = MARK.findall(before), MARK.findall(after)
-        assert [x.images[int(slot) - 1] for slot, _ in old] == [y.images[int(slot) - 1] for slot, _ in new]
-        assert [mistake(int(slot), word, len(x.images), x.stem) for slot, word in new] == [""] * len(new)
+        assert [x.images[int(slot) - 1] for slot, _ in old] == [
+            y.images[int(slot) - 1] for slot, _ in new
+        ]
+        assert [mistake(int(slot), word, len(x.images), x.stem) for slot, word in new] == [
+            ""
+        ] * len(new)
 
 
 @given(marked_samples())
@@ -131,25 +138,42 @@ def test_orders_compose(case):
 
 
 def test_an_answer_without_a_mark_stays():
-    x = Sample("x", ("a", "b"), "<image><image> Which?\n(A) the [[1|left]] one\n(B) the [[2|right]] one", "B", True)
+    x = Sample(
+        "x",
+        ("a", "b"),
+        "<image><image> Which?\n(A) the [[1|left]] one\n(B) the [[2|right]] one",
+        "B",
+        True,
+    )
     y = permute(x, (1, 0))
     assert y.answer == "B" and plain(y.question).endswith("(A) the right one\n(B) the left one")
 
 
 def test_a_letter_follows_its_image():
-    x = Sample("x", tuple("sabc"), "<image> Which?\nA. <image>\nB. <image>\nC. <image>", "[[3|B]]", True, stem=1)
+    x = Sample(
+        "x",
+        tuple("sabc"),
+        "<image> Which?\nA. <image>\nB. <image>\nC. <image>",
+        "[[3|B]]",
+        True,
+        stem=1,
+    )
     assert plain(permute(x, (0, 3, 1, 2)).answer) == "C"
 
 
 def test_the_names_are_read_independently():
-    """The words "first".."fourth" and the digits of "image k", resolved by hand for all orders of four images."""
+    """The words "first".."fourth" and the digits of "image k", resolved by hand for all orders of
+    four images."""
     words = "first second third fourth".split()
     for sigma in itertools.permutations(range(4)):
         for a, b in itertools.product(range(4), repeat=2):
             text = f"Is the [[{a + 1}|{words[a]}]] image darker than image [[{b + 1}|{b + 1}]]?"
             y = permute(Sample("x", tuple("abcd"), text, "yes", True), sigma)
             said = plain(y.question).rstrip("?").split()
-            assert y.images[words.index(said[2])] == "abcd"[a] and y.images[int(said[-1]) - 1] == "abcd"[b]
+            assert (
+                y.images[words.index(said[2])] == "abcd"[a]
+                and y.images[int(said[-1]) - 1] == "abcd"[b]
+            )
 
 
 @pytest.mark.parametrize("sigma", [(1, 0), (0, 1, 1), (0, 1, 3), (0, 1, 2, 3), (-1, 0, 1)])
@@ -171,8 +195,17 @@ def test_a_bad_mark_is_a_value_error():
 def natural_answers(word: str) -> list[str]:
     """How a person may write the name of an image that is `word` in its form."""
     if "\u4e00" <= word[-1] <= "\u9fff":
-        return [word, f"{word}图"] if word[0] in "左右上下中首末" else [word, f"第{word}张图", f"图{word}"]
-    if len(word) == 1 or word.isdigit() or set(word.lower()) <= set("ivx") or word.lower() in FORMS["counting"][4]:
+        return (
+            [word, f"{word}图"]
+            if word[0] in "左右上下中首末"
+            else [word, f"第{word}张图", f"图{word}"]
+        )
+    if (
+        len(word) == 1
+        or word.isdigit()
+        or set(word.lower()) <= set("ivx")
+        or word.lower() in FORMS["counting"][4]
+    ):
         return [word, f"Image {word}", f"({word})", f"\\text{{Image {word}}}"]
     return [word, f"the {word} image", f"The {word} image.", f"{word} picture"]
 
@@ -180,23 +213,30 @@ def natural_answers(word: str) -> list[str]:
 @pytest.mark.parametrize("capitals", [str.lower, str.upper], ids=["lower case", "capitals"])
 @pytest.mark.parametrize("n", [2, 3, 5])
 def test_the_natural_answer_of_every_form_under_every_order_is_right(n, capitals):
-    """A permuted right answer is as reachable as the given one: written as a person would, it is graded right, and the
-    name of another image wrong."""
+    """A permuted right answer is as reachable as the given one: written as a person would, it is
+    graded right, and the name of another image wrong."""
     for (slot, word), form in vocabulary(n, 0).items():
         for sigma in itertools.permutations(range(n)):
-            y = permute(Sample("x", tuple("abcde"[:n]), "", f"Image [[{slot}|{capitals(word)}]]", True), sigma)
+            y = permute(
+                Sample("x", tuple("abcde"[:n]), "", f"Image [[{slot}|{capitals(word)}]]", True),
+                sigma,
+            )
             [(to, said)] = MARK.findall(y.answer)
             other = capitals(form[int(to) % n + 1])
             for gold in (plain(y.answer), said):
                 assert all(accuracy(f"\\boxed{{{box}}}", gold) for box in natural_answers(said))
-                assert not any(accuracy(f"\\boxed{{{box}}}", gold) for box in natural_answers(other))
+                assert not any(
+                    accuracy(f"\\boxed{{{box}}}", gold) for box in natural_answers(other)
+                )
 
 
 # --- Draws ---
 
 
 def four(k: int, permutable: bool = True) -> Sample:
-    return Sample(f"s{k}", tuple("abcd"), "<image>" * 4 + " How many images show a cat?", "2", permutable)
+    return Sample(
+        f"s{k}", tuple("abcd"), "<image>" * 4 + " How many images show a cat?", "2", permutable
+    )
 
 
 @pytest.mark.parametrize("copy", [1, 2])
@@ -216,7 +256,8 @@ def test_the_share_permuted_is_alpha(alpha_t):
 
 @pytest.mark.parametrize("name", ["step", "seed", "id"])
 def test_the_coin_falls_anew_for_every(name):
-    """At alpha 1/2 one question is permuted in about half of the steps, not in all or none of them."""
+    """At alpha 1/2 one question is permuted in about half of the steps, not in all or none of
+    them."""
     group = {
         "step": lambda k: copies(four(0), 1, 0.5, 0, k),
         "seed": lambda k: copies(four(0), 1, 0.5, k, 0),
@@ -240,7 +281,9 @@ def test_a_group_is_the_original_and_different_copies(n, n_s, seed, step):
     sigmas = [copy.sigma for copy in group[1:]]
     assert tuple(range(n)) not in sigmas and len(set(sigmas)) == min(n_s, factorial(n) - 1)
     assert all(copy.sample == permute(x, copy.sigma) for copy in group)
-    assert group == copies(x, n_s + 3, 1.0, seed, step)[: n_s + 1]  # a copy does not depend on how many follow
+    assert (
+        group == copies(x, n_s + 3, 1.0, seed, step)[: n_s + 1]
+    )  # a copy does not depend on how many follow
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])
@@ -252,14 +295,25 @@ def test_draws_are_the_same_on_any_number_of_ranks(ranks):
 
 
 def test_a_stem_never_moves():
-    x = Sample("x", tuple("abcd"), "<image> like which?\nA. <image>\nB. <image>\nC. <image>", "[[3|B]]", True, 1)
+    x = Sample(
+        "x",
+        tuple("abcd"),
+        "<image> like which?\nA. <image>\nB. <image>\nC. <image>",
+        "[[3|B]]",
+        True,
+        1,
+    )
     seen = {copies(x, 1, 1.0, seed, 0)[1].sigma for seed in range(200)}
     assert len(seen) == 5 and all(sigma[0] == 0 for sigma in seen)
 
 
 @pytest.mark.parametrize(
     "x",
-    [four(0, permutable=False), Sample("x", ("a",), "<image>", "A", True), replace(four(0), stem=3)],
+    [
+        four(0, permutable=False),
+        Sample("x", ("a",), "<image>", "A", True),
+        replace(four(0), stem=3),
+    ],
     ids=["not permutable", "one image", "one movable image"],
 )
 def test_what_cannot_be_permuted_gets_identical_copies(x):
@@ -282,15 +336,31 @@ def write(folder: Path, *rows) -> Path:
     for name in ("a.png", "b.png", "c.png"):
         (folder / name).write_bytes(b"")
     path = folder / "train.jsonl"
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows), encoding="utf-8")
+    path.write_text(
+        "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows),
+        encoding="utf-8",
+    )
     return path
 
 
 def test_load(tmp_path):
-    row = GOOD | {"id": "b", "task": "dogs", "accuracy": 0.5, "stem": 1, "permute": False, "why": "a story"}
+    row = GOOD | {
+        "id": "b",
+        "task": "dogs",
+        "accuracy": 0.5,
+        "stem": 1,
+        "permute": False,
+        "why": "a story",
+    }
     a, b = load(write(tmp_path, GOOD, "", row))
     assert (a.permute, a.stem, a.task, a.info) == (True, 0, "", {})
-    assert (b.permute, b.stem, b.task, b.info, b.why) == (False, 1, "dogs", {"accuracy": 0.5}, "a story")
+    assert (b.permute, b.stem, b.task, b.info, b.why) == (
+        False,
+        1,
+        "dogs",
+        {"accuracy": 0.5},
+        "a story",
+    )
     assert a.images == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
 
 
@@ -310,8 +380,10 @@ BAD = [
     ("a list", "[1]", "not a JSON object"),
     ("nested too deep", "[" * 100_000, "nested too deep"),
     ("a number too long", '{"id": ' + "9" * 5000 + "}", "digits"),
-    *[(f"without {name}", {k: v for k, v in GOOD.items() if k != name}, f"{name}: missing") for name in
-      ("id", "images", "question", "answer")],
+    *[
+        (f"without {name}", {k: v for k, v in GOOD.items() if k != name}, f"{name}: missing")
+        for name in ("id", "images", "question", "answer")
+    ],
     ("id a number", GOOD | {"id": 3}, "id: must be"),
     ("images a name", GOOD | {"images": "a.png"}, "images: must be"),
     ("no images", GOOD | {"images": []}, "images: there are none"),
@@ -325,13 +397,25 @@ BAD = [
     ("a missing file", GOOD | {"images": ["a.png", "d.png"]}, "images: file d.png does not exist"),
     ("an empty answer", GOOD | {"answer": " "}, "answer: it is empty"),
     ("half an emoji", GOOD | {"question": "<image> <image> \ud83d"}, "surrogates not allowed"),
-    ("an old row", {k: v for k, v in GOOD.items() if k != "permute"} | {"order": "references"}, "data/mark.py"),
-    ("slot and word disagree", GOOD | {"question": "<image> <image> the [[1|right]] image"}, "names slot 2, not 1"),
-    ("a slot that is not there", GOOD | {"answer": "[[3|3]]"}, "answer: [[3|3]] names slot 3 of 2 images"),
+    (
+        "an old row",
+        {k: v for k, v in GOOD.items() if k != "permute"} | {"order": "references"},
+        "data/mark.py",
+    ),
+    (
+        "slot and word disagree",
+        GOOD | {"question": "<image> <image> the [[1|right]] image"},
+        "names slot 2, not 1",
+    ),
+    (
+        "a slot that is not there",
+        GOOD | {"answer": "[[3|3]]"},
+        "answer: [[3|3]] names slot 3 of 2 images",
+    ),
     ("a word in no form", GOOD | {"answer": "[[1|cat]]"}, "'cat' is in no form"),
     ("a side of three", THREE | {"answer": "[[1|leftmost]]"}, "has no word for every slot"),
-    ("mixed capitals", GOOD | {"answer": "[[1|fIRST]]"}, "neither in lower case"),
-    ("a capital that cannot come back", GOOD | {"answer": "[[2|Ii]]"}, "neither in lower case"),
+    ("mixed capitals", GOOD | {"answer": "[[1|fIRST]]"}, "must be in lower case"),
+    ("a capital that cannot come back", GOOD | {"answer": "[[2|Ii]]"}, "must be in lower case"),
     ("a torn mark", GOOD | {"question": "<image> <image> [[1|left image"}, "begins like a mark"),
     ("slot 0", GOOD | {"answer": "[[0|1]]"}, "begins like a mark"),
 ]
@@ -384,7 +468,13 @@ def run(folder: Path, *arguments) -> subprocess.CompletedProcess:
 
 
 def test_command_line_with_one_order_for_all(tmp_path):
-    single = {"id": "c", "images": ["x.png"], "question": "<image> What?", "answer": "cat", "permute": True}
+    single = {
+        "id": "c",
+        "images": ["x.png"],
+        "question": "<image> What?",
+        "answer": "cat",
+        "permute": True,
+    }
     path = write(tmp_path, GOOD, GOOD | {"id": "b", "permute": False}, single)
     done = run(tmp_path, path, "--sigma", "1,0")
     a, b, c = map(json.loads, done.stdout.splitlines())
@@ -395,14 +485,20 @@ def test_command_line_with_one_order_for_all(tmp_path):
         "question": "<image> <image> The right image shows a dog.\n(A) True\n(B) False",
         "answer": "A",
     }
-    assert (b["sigma"], b["images"], b["question"]) == ([0, 1], GOOD["images"], plain(GOOD["question"]))
+    assert (b["sigma"], b["images"], b["question"]) == (
+        [0, 1],
+        GOOD["images"],
+        plain(GOOD["question"]),
+    )
     assert c["sigma"] == [0] and done.returncode == 0
     assert "permuted 1 of 3" in done.stderr and "1 as given: permute is not true" in done.stderr
 
 
 def test_command_line_draws_orders_and_writes_paths_for_its_file(tmp_path):
     out = tmp_path / "deep" / "out.jsonl"
-    done = run(tmp_path, write(tmp_path, GOOD, THREE | {"id": "b"}), "--n-s", 3, "--seed", 5, "--out", out)
+    done = run(
+        tmp_path, write(tmp_path, GOOD, THREE | {"id": "b"}), "--n-s", 3, "--seed", 5, "--out", out
+    )
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert done.stdout == "" and [row["id"] for row in rows] == list("aaabbb")
     assert all((out.parent / name).is_file() for row in rows for name in row["images"])
@@ -420,7 +516,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("rows, arguments, message", [case[1:] for case in MISTAKES], ids=[case[0] for case in MISTAKES])
+@pytest.mark.parametrize(
+    "rows, arguments, message", [case[1:] for case in MISTAKES], ids=[case[0] for case in MISTAKES]
+)
 def test_a_mistake_is_one_sentence(tmp_path, rows, arguments, message):
     done = run(tmp_path, write(tmp_path, *rows), *arguments)
     assert done.returncode == 1 and message in done.stderr

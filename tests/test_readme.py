@@ -1,4 +1,5 @@
-"""What the README says holds: links, tags, tables of names, every command (with a tiny model and few questions), every example."""
+"""What the README says holds: links, tags, tables of names, every command (with a tiny model and
+few questions), every example."""
 
 import ast
 import json
@@ -12,13 +13,20 @@ import sys
 from pathlib import Path
 
 import pytest
-
+import torch
 from conftest import ROOT
-from perl.train import parse_args
 from test_train import METRICS
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "README.md"]
+from perl.permute import load, permute, plain
+from perl.train import parse_args
+
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "bench" / "README.md",
+]
 README = DOCUMENTS[0].read_text()
+TEXTS = {path.name: path.read_text() for path in DOCUMENTS if path.parent.name != "bench"}
 
 
 def defined(path: Path) -> dict[str, str]:
@@ -29,12 +37,18 @@ def defined(path: Path) -> dict[str, str]:
         targets = node.targets if isinstance(node, ast.Assign) else [node]
         for target in targets:
             if name := getattr(target, "name", getattr(target, "id", None)):
-                found[name] = "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno])  # with the last line's comment
+                found[name] = "\n".join(
+                    text.splitlines()[node.lineno - 1 : node.end_lineno]
+                )  # with the last line's comment
     return found
 
 
 def test_links_resolve():
-    links = [(document, *link) for document in DOCUMENTS for link in re.findall(r"\[([^\]]*)\]\(([^)#]+)\)", document.read_text())]
+    links = [
+        (document, *link)
+        for document in DOCUMENTS
+        for link in re.findall(r"\[([^\]]*)\]\(([^)#]+)\)", document.read_text())
+    ]
     assert len(links) > 30
     for document, text, target in links:
         if target.startswith("http"):
@@ -46,18 +60,29 @@ def test_links_resolve():
 
 
 def test_equation_tags_resolve():
-    """Both ways: each row of the table leads to a function that has the tag, and each tag in the code is in the table."""
+    """Both ways: each row of the table leads to a function that has the tag, and each tag in the
+    code is in the table."""
     rows = re.findall(r"^\| (`# Eq.*?) \| \[`(\w+\.py):(\w+)`\]\((.*?)\) \|$", README, re.M)
-    listed = {(file, name, k) for tags, file, name, _ in rows for k in re.findall(r"Eq\. \((\d)\)", tags)}
-    assert {k for *_, k in listed} == set("123456")
-    written = {(path.name, name, k) for path in (ROOT / "perl").glob("*.py") for name, source in defined(path).items()
-               for comment in re.findall(r"# .*", source) for k in re.findall(r"Eq\. \((\d)\)", comment)}
+    listed = {
+        (file, name, k) for tags, file, name, _ in rows for k in re.findall(r"Eq\. \((\d)\)", tags)
+    }
+    assert {k for *_, k in listed} == set("1456")
+    written = {
+        (path.name, name, k)
+        for path in (ROOT / "perl").glob("*.py")
+        for name, source in defined(path).items()
+        for comment in re.findall(r"# .*", source)
+        for k in re.findall(r"Eq\. \((\d)\)", comment)
+    }
     assert written == listed
 
 
 def test_every_metric_is_explained():
-    table = README[README.index("## What each metric says") :].split("\n\n")[2]
-    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    text = TEXTS["training.md"]
+    table = text[text.index("## What each metric says") :].split("\n\n")[2]
+    named = {
+        name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
     assert named == {*METRICS, "eval_given", "eval_permuted"}
 
 
@@ -65,21 +90,30 @@ def test_every_metric_is_explained():
 
 
 def commands() -> list[str]:
-    """The lines of the README's blocks of commands, without comments."""
-    blocks = re.findall(r"^(?:    \S.*\n)+", re.sub(r"```.*?```", "", README, flags=re.S), re.M)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if re.match(r"(make|torchrun|python|vllm|pip|tensorboard) ", line)]
+    """The lines of the blocks of commands, without comments: README first, then the docs."""
+    lines = []
+    for name in ("README.md", "data.md", "training.md", "variants.md"):
+        text = re.sub(r"```.*?```", "", TEXTS[name], flags=re.S)
+        for block in re.findall(r"^(?:    \S.*\n)+", text, re.M):
+            lines += [line.split("  #")[0].strip() for line in block.splitlines()]
+    return [line for line in lines if re.match(r"(torchrun|python|vllm|pip|tensorboard) ", line)]
 
 
-NOT_RUN = {"vllm serve RUN/model": "the CPU wheel's script looks for another package; evals/orders.py loads the same folder with vLLM"}
+NOT_RUN = {
+    "vllm serve RUN/model": "the CPU wheel's script looks for another package; evals/orders.py loads the same folder with vLLM"
+}
 
 
 def test_no_command_is_forgotten():
     assert len(commands()) >= 10
-    assert {c for c in commands() if not c.startswith(("make ", "torchrun ", "python "))} == NOT_RUN.keys()
+    assert {
+        c for c in commands() if not c.startswith(("make ", "torchrun ", "python "))
+    } == NOT_RUN.keys()
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "paper", "setup"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "test-long", "bench", "paper", "setup", "format"]
+)
 def test_make_knows_its_targets(target):
     assert f"make {target}" in README
     done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
@@ -88,12 +122,22 @@ def test_make_knows_its_targets(target):
 
 @pytest.fixture(scope="module")
 def place(digits, tmp_path_factory):
-    """A folder with the files the commands name: ALL, TRAIN, TEST; RUN, EVAL and the rest are made by them, in their order."""
+    """A folder with the files the commands name: RAW, TRAIN, TEST, and the docs' own reward; RUN,
+    EVAL and the rest are made by them, in their order."""
     folder = tmp_path_factory.mktemp("readme")
     rows = [json.loads(line) for line in (digits / "train.jsonl").read_text().splitlines()]
     for row in rows:
         row["images"] = [str(digits / path) for path in row["images"]]
-    for name, part in (("ALL", rows[:8]), ("TRAIN", rows[:8]), ("TEST", [r for r in rows if len(r["images"]) == 2][:2])):
+    raw = []
+    for row in rows[:8]:
+        raw.append(row | {name: plain(row[name]) for name in ("question", "answer")})
+    [reward] = [block for block in blocks("variants.md") if "def brief" in block]
+    (folder / "brief.py").write_text(reward)
+    for name, part in (
+        ("RAW", raw),
+        ("TRAIN", rows[:8]),
+        ("TEST", [r for r in rows if len(r["images"]) == 2][:2]),
+    ):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     return folder
 
@@ -102,15 +146,20 @@ SHORT = {  # for each script, what makes a run of it short
     "perl/train.py": "--steps 1 --prompts 4 --updates 2 --max-prompt 200 --max-tokens 8 --max-pixels 784",
     "perl/filter.py": "--rollouts 2 --max-prompt 200 --max-tokens 8",
     "evals/orders.py": "--max-prompt 200 --max-tokens 8",
-    "perl/permute.py": "", "data/infer.py": "",
-}  # fmt: skip
+    "perl/permute.py": "",
+    "data/mark.py": "",
+}
 
 
 def short(command: str, place: Path, digits: Path, port: int) -> list[str]:
-    """The README's line with one rank, the tiny model, the files of `place` and the flags of SHORT."""
+    """The README's line with one rank, the tiny model, the files of `place` and the flags of
+    SHORT."""
     line = re.sub(r"Qwen/Qwen2.5-VL-[37]B-Instruct", str(digits / "base"), command)
-    line = re.sub(r"\b(ALL|TRAIN|TEST|PERMUTED|LABELLED)\.jsonl", rf"{place}/\1.jsonl", line)
-    line = re.sub(r"(?<![\w/])(RUN|EVAL)\b", rf"{place}/\1", line).replace("HOST:29500", f"127.0.0.1:{port}")
+    line = re.sub(r"\b(RAW|MARKED|TRAIN|TEST|PERMUTED)\.jsonl", rf"{place}/\1.jsonl", line)
+    line = line.replace("brief.py:", f"{place}/brief.py:")
+    line = re.sub(r"(?<![\w/])(RUN|EVAL)\b", rf"{place}/\1", line).replace(
+        "HOST:29500", f"127.0.0.1:{port}"
+    )
     line = re.sub(r"--nproc_per_node \d", "--nproc_per_node 1", line)
     script = next(word for word in shlex.split(line) if word.endswith(".py"))
     launcher = "-m torch.distributed.run" if line.startswith("torchrun") else ""
@@ -123,9 +172,12 @@ def to_run() -> list[str]:
     return [c for c in lines if not any(other != c and other.startswith(c) for other in lines)]
 
 
+@pytest.mark.long
 def test_commands_run_in_their_order(place, digits):
     for command in to_run():
         if "--nnodes" in command:  # below
+            continue
+        if command.endswith("perl/train.py"):  # the embedded task: the demo's own script runs it
             continue
         if "--gpu-memory" in command:  # the same script with other flags
             parse_args(shlex.split(command.split("train.py ")[1]))
@@ -133,20 +185,39 @@ def test_commands_run_in_their_order(place, digits):
         if "perl/train.py" in command:
             shutil.rmtree(place / "RUN", ignore_errors=True)
         words = short(command, place, digits, free_port())
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    assert {"PERMUTED.jsonl", "LABELLED.jsonl", "TRAIN.jsonl.scores.jsonl", "RUN"} <= {p.name for p in place.iterdir()}
+        done = subprocess.run(
+            words,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, (
+            f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
+    assert {"PERMUTED.jsonl", "MARKED.jsonl", "TRAIN.jsonl.scores.jsonl", "RUN"} <= {
+        p.name for p in place.iterdir()
+    }
     assert json.loads((place / "EVAL" / "orders.json").read_text())["questions"] == 2
     assert (place / "EVAL" / "orders.png").exists()
 
 
+@pytest.mark.long
 def test_two_nodes(place, digits):
-    """Two torchrun agents that meet at one address, a rank each: the README's line, typed on two machines."""
+    """Two torchrun agents that meet at one address, a rank each: the README's line, typed on two
+    machines."""
     [command] = [c for c in commands() if "--nnodes" in c]
     shutil.rmtree(place / "RUN", ignore_errors=True)
-    words, environment = short(command, place, digits, free_port()), os.environ | {"OMP_NUM_THREADS": "1"}
+    words, environment = (
+        short(command, place, digits, free_port()),
+        os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     with open(place / "nodes.log", "w") as log:
-        nodes = [subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT) for _ in "12"]
+        nodes = [
+            subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            for _ in "12"
+        ]
     try:
         codes = [node.wait(timeout=300) for node in nodes]
     finally:
@@ -166,16 +237,34 @@ def free_port() -> int:
 # --- Examples for copying ---
 
 
+def blocks(name: str) -> list[str]:
+    """The blocks of Python in a document."""
+    return re.findall(r"```python\n(.*?)```", TEXTS[name], re.S)
+
+
 def examples() -> dict[str, str]:
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    return {re.search(r"from (?:perl\.)?(permute|grpo|rollout) import (?!load)", block)[1]: block for block in blocks}
+    """The examples for copying, by the file they copy."""
+    found = {}
+    for block in blocks("variants.md"):
+        copied = re.search(r"from (?:perl\.)?(permute|grpo|rollout) import (?!load)", block)
+        if copied:
+            found[copied[1]] = block
+    return found
 
 
 def execute(block: str, folder: Path) -> str:
-    """The block as a script in `folder`, where nothing of the project is but what was copied there."""
+    """The block as a script in `folder`, where nothing of the project is but what was copied
+    there."""
     (folder / "example.py").write_text(block)
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "example.py"], cwd=folder, capture_output=True, text=True, timeout=300, env=clean)
+    done = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=clean,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -187,23 +276,61 @@ def test_all_examples_are_here():
 def test_copied_permute(tmp_path):
     shutil.copy(ROOT / "perl" / "permute.py", tmp_path)
     block = examples()["permute"]
-    promised = [line.split("  # ", 1)[1] for line in block.splitlines() if line.startswith("print(")]
+    promised = [
+        line.split("  # ", 1)[1] for line in block.splitlines() if line.startswith("print(")
+    ]
     assert execute(block, tmp_path).splitlines() == promised and len(promised) == 2
 
 
 def test_copied_grpo(tmp_path):
     shutil.copy(ROOT / "perl" / "grpo.py", tmp_path)
     check = """
-assert r.tolist() == [[1.0, 0.9, 0.1, 0.0]] or torch.allclose(r, torch.tensor([[1.0, 0.9, 0.1, 0.0]]))
 assert torch.equal(logp.grad < 0, A.repeat_interleave(lengths) > 0) and parts["clip_share"] == 0
 """
     execute(examples()["grpo"] + check, tmp_path)
 
 
+@pytest.mark.long
 def test_copied_rollout(tmp_path, digits, place):
     (tmp_path / "perl").mkdir()
     for name in ("rollout.py", "permute.py"):
         shutil.copy(ROOT / "perl" / name, tmp_path / "perl")
-    block = examples()["rollout"].replace('"MODEL"', repr(str(digits / "base"))).replace('"TRAIN.jsonl"', repr(str(place / "ALL.jsonl")))
-    lines = [re.fullmatch(r"train-\S+ (\[.*\]) -\d+\.\d+", line) for line in execute(block, tmp_path).splitlines() if line.startswith("train-")]
+    block = (
+        examples()["rollout"]
+        .replace('"MODEL"', repr(str(digits / "base")))
+        .replace('"TRAIN.jsonl"', repr(str(place / "TRAIN.jsonl")))
+    )
+    lines = [
+        re.fullmatch(r"train-\S+ (\[.*\]) -\d+\.\d+", line)
+        for line in execute(block, tmp_path).splitlines()
+        if line.startswith("train-")
+    ]
     assert [len(ast.literal_eval(line[1])) for line in lines] == [6] * 4
+
+
+# --- What the README shows ---
+
+
+def test_the_rows_of_the_readme_load_and_permute(tmp_path):
+    rows = [json.loads(line) for line in re.findall(r"^\{.*\}$", README, re.M)]
+    assert len(rows) >= 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for x in load(tmp_path / "rows.jsonl", check_images=False):
+        sigma = (*range(x.stem), *reversed(range(x.stem, len(x.images))))
+        assert permute(permute(x, sigma), sigma) == x
+
+
+def test_variants_are_their_definitions():
+    space = {}
+    [block] = [block for block in blocks("variants.md") if "def dr_grpo" in block]
+    exec(block, space)
+    r = torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0]])
+    assert torch.allclose(space["dr_grpo"](r), r - 0.6)
+    others = [r[0, i] - (r[0].sum() - r[0, i]) / 4 for i in range(5)]
+    assert torch.allclose(space["leave_one_out"](r)[0], torch.stack(others))
+
+
+def test_the_table_of_tokens_is_that_of_the_script():
+    script = [sys.executable, "bench/tokens.py"]
+    done = subprocess.run(script, cwd=ROOT, text=True, capture_output=True, check=True)
+    assert all(line in TEXTS["compare.md"] for line in done.stdout.splitlines())

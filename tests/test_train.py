@@ -1,4 +1,5 @@
-"""perl/train.py and perl/rollout.py as they run: torchrun, FSDP2 and vLLM, on two ranks and a tiny model."""
+"""perl/train.py and perl/rollout.py as they run: torchrun, FSDP2 and vLLM, on two ranks and a
+tiny model."""
 
 import json
 import shutil
@@ -8,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from conftest import ROOT
-from perl.permute import DataError, Sample, load, plain
 from perl.grpo import advantages
+from perl.permute import DataError, Sample, load, plain
 from perl.rollout import Rollout, load_processor, prepare
 from perl.train import check, parse_args, questions_of, sample_groups, share_of_rank
 
@@ -45,16 +46,21 @@ def test_mini_batches_do_not_depend_on_ranks(world):
 
 
 def test_each_rollout_is_graded_by_the_answer_of_its_own_order(digits):
-    """The one place where permutation, answer, reward and advantage meet: an engine that always says A is right exactly where
-    the right image stands first."""
+    """The one place where permutation, answer, reward and advantage meet: an engine that always
+    says A is right exactly where the right image stands first."""
     says_a = Rollout("<think></think> \\boxed{A}", (5, 6), (-1.0, -1.0), True)
     engine = SimpleNamespace(generate=lambda prompts, n, **_: [[says_a] * n for _ in prompts])
     questions = [x for x in load(digits / "train.jsonl") if x.task == "options"][:8]
-    args, (processor, _) = parse_args(["--n-s", "2", "--n", "3"]), load_processor(str(digits / "base"), 784)
+    args, (processor, _) = (
+        parse_args(["--n-s", "2", "--n", "3"]),
+        load_processor(str(digits / "base"), 784),
+    )
     groups = sample_groups(engine, processor, questions, 0, 1.0, args)
     for x, group in zip(questions, groups, strict=True):
         for k, copy in enumerate(group.copies):
-            letter = "ABCDE"[copy.sigma.index("ABCDE".index(plain(x.answer)))]  # where the right image stands now
+            letter = "ABCDE"[
+                copy.sigma.index("ABCDE".index(plain(x.answer)))
+            ]  # where the right image stands now
             assert group.accuracy[3 * k : 3 * k + 3].tolist() == [float(letter == "A")] * 3
             assert tuple(image.key for image in group.rows[k].images) == copy.sample.images
         assert torch.equal(group.advantages, advantages(group.rewards[None])[0])
@@ -72,7 +78,8 @@ def updated(torchrun, digits, tmp_path, ranks, n_s=1, beta=0.1, micro=1):
 
 @pytest.mark.parametrize("n_s, beta", [(1, 0.1), (0, 0.0)])
 def test_one_rank_equals_two(torchrun, digits, tmp_path, n_s, beta):
-    """Same fixed rollouts, same global batch: same weights, whatever the ranks and the micro-batches."""
+    """Same fixed rollouts, same global batch: same weights, whatever the ranks and the
+    micro-batches."""
     one, metrics = updated(torchrun, digits, tmp_path, 1, n_s, beta, micro=1)
     two, metrics_two = updated(torchrun, digits, tmp_path, 2, n_s, beta, micro=2)
     moved = max((one["after"][k] - one["before"][k]).abs().max().item() for k in one["after"])
@@ -81,7 +88,11 @@ def test_one_rank_equals_two(torchrun, digits, tmp_path, n_s, beta):
         assert (weight - two["after"][name]).abs().max() < 1e-5, name
     for name, value in metrics.items():
         assert metrics_two[name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
-    assert 0 < metrics["tis_weight"] < 2 and metrics["entropy"] > 0 and (metrics["kl"] > 0) == (beta > 0)
+    assert (
+        0 < metrics["tis_weight"] < 2
+        and metrics["entropy"] > 0
+        and (metrics["kl"] > 0) == (beta > 0)
+    )
 
 
 def test_sync_is_exact_and_caches_are_dropped(torchrun, digits, tmp_path):
@@ -89,7 +100,9 @@ def test_sync_is_exact_and_caches_are_dropped(torchrun, digits, tmp_path):
     gaps = json.loads((tmp_path / "gaps.json").read_text())
     for name in ("fresh", "temperature 0.7", "all moved, synced", "vision moved, synced"):
         assert gaps[name] <= 1e-4, gaps
-    assert gaps["all moved, no sync"] > 1e-1, gaps  # the controls: a sync forgotten, or an image embedding kept, shows
+    assert gaps["all moved, no sync"] > 1e-1, (
+        gaps
+    )  # the controls: a sync forgotten, or an image embedding kept, shows
     assert gaps["vision moved, no sync"] > 1e-3, gaps
     assert gaps["reproducible"] == 1.0 and gaps["banned sampled"] == 0.0, gaps
 
@@ -97,26 +110,46 @@ def test_sync_is_exact_and_caches_are_dropped(torchrun, digits, tmp_path):
 # --- The script ---
 
 METRICS = """step alpha reward accuracy format no_spread permuted response_length cut_off advantages kl clip_share tis_weight
-loss entropy logp_gap_mean logp_gap_max grad_norm skipped prefix_hits encoder_hits seconds_sampling seconds_sync seconds_reference seconds_update
+loss entropy logp_gap_mean logp_gap_max grad_norm skipped distinct_answers seconds_sampling seconds_sync seconds_reference seconds_update
 tokens_per_second""".split()
 
 
 def test_two_ranks_train_and_the_model_loads(torchrun, digits, tmp_path):
     run = tmp_path / "run"
     flags = "--prompts 8 --updates 2 --steps 2 --max-prompt 200 --max-tokens 12 --lr 1e-3".split()
-    (digits / "eight.jsonl").write_text("\n".join((digits / "test.jsonl").read_text().splitlines()[:8]))
+    (digits / "eight.jsonl").write_text(
+        "\n".join((digits / "test.jsonl").read_text().splitlines()[:8])
+    )
     flags += ["--eval", digits / "eight.jsonl", "--eval-every", "2"]
-    done = torchrun(2, "perl/train.py", "--model", digits / "base", "--data", digits / "train.jsonl", "--out", run, *flags)
+    done = torchrun(
+        2,
+        "perl/train.py",
+        "--model",
+        digits / "base",
+        "--data",
+        digits / "train.jsonl",
+        "--out",
+        run,
+        *flags,
+    )
     rows = read(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1] and [row["alpha"] for row in rows] == [1.0, 0.5]
     for row in rows:
-        assert set(row) == set(METRICS) | ({"eval_given", "eval_permuted"} if row["step"] == 1 else set())
-        assert 0 < row["encoder_hits"] < 1  # 12 rollouts of a question need its images encoded once
+        assert set(row) == set(METRICS) | (
+            {"eval_given", "eval_permuted"} if row["step"] == 1 else set()
+        )
+        assert 1 <= row["distinct_answers"] <= 6
         assert row["logp_gap_max"] <= 1e-4 and sum(row["advantages"]) == 8 * 12
-    assert done.stderr.count("| answer ") + done.stdout.count("| answer ") == 4  # two sample rollouts a step
+    assert (
+        done.stderr.count("| answer ") + done.stdout.count("| answer ") == 4
+    )  # two sample rollouts a step
     assert [row["step"] for row in read(run / "rollouts.jsonl")] == [0, 0, 1, 1]
     config = json.loads((run / "config.json").read_text())
-    assert list((run / "tb").iterdir()) and config["n"] == 6 and {"torch", "transformers", "vllm"} == set(config["versions"])
+    assert (
+        list((run / "tb").iterdir())
+        and config["n"] == 6
+        and {"torch", "transformers", "vllm"} == set(config["versions"])
+    )
 
     AutoProcessor.from_pretrained(run / "model")
     trained = AutoModelForImageTextToText.from_pretrained(run / "model")
@@ -128,25 +161,41 @@ def test_two_ranks_train_and_the_model_loads(torchrun, digits, tmp_path):
 
 
 def broken(digits, **change):
-    """A file of 8 good questions whose third is changed; the change may be a function of the row."""
+    """A file of 8 good questions whose third is changed; the change may be a function of the
+    row."""
     rows = read(digits / "train.jsonl")[:8]
     for row in rows:
         row["images"] = [str(digits / path) for path in row["images"]]
     options = next(row for row in read(digits / "train.jsonl") if row["task"] == "options")
-    rows[2] = options | {"images": [str(digits / path) for path in options["images"]], "id": "third"} | change
+    rows[2] = (
+        options
+        | {"images": [str(digits / path) for path in options["images"]], "id": "third"}
+        | change
+    )
     if "<|image_pad|>" in rows[2]["question"]:
         rows[2]["images"] = rows[0]["images"][:1]
     return "\n".join(json.dumps(row) for row in rows)
 
 
 MISTAKES = {
-    "missing image": (dict(images=["nowhere.png", "nowhere.png"], question="<image> <image>?"), [":3", "images", "nowhere.png"]),
-    "count of <image>": (dict(question="<image> Which image shows a 7?"), [":3", "question", "<image>"]),
-    "a mark that is none": (dict(answer="[[1|seven]]"), [":3", "answer", "'seven' is in no form"]),
+    "missing image": (
+        dict(images=["nowhere.png", "nowhere.png"], question="<image> <image>?"),
+        [":3", "images", "nowhere.png"],
+    ),
+    "count of <image>": (
+        dict(question="<image> Which image shows a 7?"),
+        [":3", "question", "<image>"],
+    ),
+    "a mark that is none": (dict(answer="[[1|cat]]"), [":3", "answer", "'cat' is in no form"]),
     "no image": (dict(images=[], question="Which?"), [":3", "images"]),
-    "unreadable image": (dict(images=[__file__], question="<image> What?", answer="7"), [":3", "images", "readable"]),
-    "an image token in the text": (dict(images=[], question="<image> <|image_pad|>", answer="7"),
-                                   [":3", "question", "image token of the model"]),
+    "unreadable image": (
+        dict(images=[__file__], question="<image> What?", answer="7"),
+        [":3", "images", "readable"],
+    ),
+    "an image token in the text": (
+        dict(images=[], question="<image> <|image_pad|>", answer="7"),
+        [":3", "question", "'<|image_pad|>', a control token of the model"],
+    ),
 }
 
 
@@ -162,7 +211,9 @@ def refuses(words, *flags, world=1):
         samples = load(args.data)
         check(args, samples, world)
         prepare(args, samples)
-    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), error.value
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value), (
+        error.value
+    )
 
 
 def test_bad_set_ups(digits, tmp_path):
@@ -175,23 +226,20 @@ def test_bad_set_ups(digits, tmp_path):
     shutil.copytree(digits / "base", bare, ignore=shutil.ignore_patterns("*.safetensors"))
     refuses(["--model", "weights"], "--model", bare, *data)
     (bare / "processor_config.json").unlink()
-    refuses(["--model", "processor"], "--model", bare, *data)  # whatever is left is no model that sees images
+    refuses(
+        ["--model", "processor"], "--model", bare, *data
+    )  # whatever is left is no model that sees images
     refuses(["train.jsonl:1", "question", "--max-prompt 20"], *model, *data, "--max-prompt", "20")
     refuses(["context of 4096", "--max-tokens 4080"], *model, *data, "--max-tokens", "4080")
     refuses(["--prompts 8", "multiple of 16"], *model, *data, "--updates", "2", world=8)
     refuses(["fewer", "--prompts"], *model, *data, "--prompts", "100000")
-    for flag in ("--prompts", "--updates", "--rollouts", "--micro-batch", "--epochs", "--steps", "--save-every", "--eval-every"):
-        refuses(["0: must be at least 1"], *model, *data, flag, "0")
-    refuses(["--temperature 0.0: must be"], *model, *data, "--temperature", "0")
-    for flag in ("--max-tokens", "--max-pixels"):
-        refuses([f"{flag} 0", "must be at least 1"], *model, *data, flag, "0")
-    refuses(["--n-s -1: must be"], *model, *data, "--n-s", "-1")
-    refuses(["--lr nan: must be"], *model, *data, "--lr", "nan")
     refuses(["--out", "is a file"], *model, *data, "--out", tmp_path / "empty.jsonl")
 
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text("{}")  # of a run that was killed before its first checkpoint: nothing to go on with
+    (run / "config.json").write_text(
+        "{}"
+    )  # of a run that was killed before its first checkpoint: nothing to go on with
     flags = [str(f) for f in (*model, *data, "--out", run)]
     check(parse_args([*flags, "--resume"]), load(digits / "train.jsonl"), 1)
     (run / "step-000020").mkdir()
@@ -199,12 +247,40 @@ def test_bad_set_ups(digits, tmp_path):
     refuses(["--resume with another model: None became"], *flags, "--resume")
 
 
+COUNTS = "prompts updates rollouts micro-batch epochs steps save-every eval-every max-tokens max-pixels".split()
+
+
+@pytest.mark.parametrize(
+    "flag, value",
+    [*[(name, "0") for name in COUNTS], ("temperature", "0"), ("n-s", "-1"), ("lr", "nan")],
+)
+def test_a_number_out_of_range(capsys, flag, value):
+    with pytest.raises(SystemExit):
+        parse_args([f"--{flag}", value])
+    assert f"{value} must be at least" in capsys.readouterr().err
+
+
 def test_a_mistake_ends_in_one_sentence(digits, tmp_path):
     """The command itself: exit code 1, one line on stderr, no traceback, no model loaded."""
-    (tmp_path / "bad.jsonl").write_text(broken(digits, answer="[[1|seven]]"))
-    command = [sys.executable, "perl/train.py", "--model", digits / "base", "--data", tmp_path / "bad.jsonl", "--out", tmp_path / "run"]
+    (tmp_path / "bad.jsonl").write_text(broken(digits, answer="[[1|cat]]"))
+    command = [
+        sys.executable,
+        "perl/train.py",
+        "--model",
+        digits / "base",
+        "--data",
+        tmp_path / "bad.jsonl",
+        "--out",
+        tmp_path / "run",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    said = [line for line in done.stderr.splitlines() if "Warning" not in line and "warn" not in line]
-    assert done.returncode == 1 and len(said) == 1 and said[0].startswith("train.py: bad.jsonl:3: answer:"), done.stderr
+    said = [
+        line for line in done.stderr.splitlines() if "Warning" not in line and "warn" not in line
+    ]
+    assert (
+        done.returncode == 1
+        and len(said) == 1
+        and said[0].startswith("train.py: bad.jsonl:3: answer:")
+    ), done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()

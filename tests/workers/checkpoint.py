@@ -1,8 +1,10 @@
-"""Two ranks that do nothing but train and save, killed again and again: python checkpoint.py BASE OUT KILLS.
+"""Two ranks that do nothing but train and save, killed again and again: python checkpoint.py BASE
+OUT KILLS.
 
-Each trial resumes, checks that weights and moments are exactly those of the step the checkpoint names, and saves step after
-step until it is killed, at a random moment after its first save. The last trial may write no large file ("disk full"): its save must fail, and the
-checkpoint before it must still be whole. Prints one JSON line: the steps resumed from, and how the full disk ended."""
+Each trial resumes, checks that weights and moments are exactly those of the step the checkpoint
+names, and saves step after step until it is killed, at a random moment after its first save. The
+last trial may write no large file ("disk full"): its save must fail, and the checkpoint before it
+must still be whole. Prints one JSON line: the steps resumed from, and how the full disk ended."""
 
 import ctypes
 import json
@@ -31,7 +33,8 @@ def gradient(step: int) -> float:
 
 
 def expected(steps: int) -> tuple[float, float]:
-    """What AdamW makes of one weight that starts at 0, and its first moment, after `steps` steps."""
+    """What AdamW makes of one weight that starts at 0, and its first moment, after `steps`
+    steps."""
     w = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.AdamW([w], lr=lr, foreach=False)
     for step in range(steps):
@@ -41,12 +44,24 @@ def expected(steps: int) -> tuple[float, float]:
 
 
 def rank_main(rank: int, port: int, disk_full: bool) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     _, world, device = join_torchrun()
     processor, _ = load_processor(str(base / "base"), 784)
-    policy = build_policy(str(base / "base"), device, init_device_mesh(device.type, (world,)), trained=True)
-    # As some models on the hub have it. transformers loads it, calls it invalid, and would not save it.
-    policy.model.generation_config.do_sample, policy.model.generation_config.temperature = False, 0.1
+    policy = build_policy(
+        str(base / "base"), device, init_device_mesh(device.type, (world,)), trained=True
+    )
+    # As some models on the hub have it. transformers loads it, calls it invalid, and would not
+    # save it.
+    policy.model.generation_config.do_sample, policy.model.generation_config.temperature = (
+        False,
+        0.1,
+    )
     with torch.no_grad():
         for p in policy.parameters():
             p.zero_()
@@ -55,7 +70,10 @@ def rank_main(rank: int, port: int, disk_full: bool) -> None:
     w, moment = expected(step)
     for p in policy.parameters():
         assert torch.all(p.to_local() == w), (step, w, p)
-        assert not step or torch.all(optimizer.state[p]["exp_avg"].to_local() == moment), (step, moment)
+        assert not step or torch.all(optimizer.state[p]["exp_avg"].to_local() == moment), (
+            step,
+            moment,
+        )
     if rank == 0:
         (out / "aside").write_text(str(step))
         (out / "aside").rename(out / "resumed")
@@ -78,11 +96,17 @@ def trial(seconds: float, disk_full: bool = False) -> tuple[int, list[int]]:
     ranks = []
     for rank in range(2):
         if (pid := os.fork()) == 0:
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no rank outlives this process
+            ctypes.CDLL(None).prctl(
+                1, signal.SIGKILL
+            )  # PR_SET_PDEATHSIG: no rank outlives this process
             try:
                 rank_main(rank, port, disk_full)
             except BaseException as error:  # a child must never return into the loop below
-                print(f"rank {rank}: {type(error).__name__}: {str(error)[-400:]}", file=sys.stderr, flush=True)
+                print(
+                    f"rank {rank}: {type(error).__name__}: {str(error)[-400:]}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             os._exit(1)
         ranks.append(pid)
     while not (out / "resumed").exists():
@@ -90,8 +114,12 @@ def trial(seconds: float, disk_full: bool = False) -> tuple[int, list[int]]:
         time.sleep(0.01)
     if not disk_full:
         start = int((out / "resumed").read_text())
-        while not any(int(path.name[5:]) > start for path in checkpoints(out)):  # one save succeeds, a later one may not
-            assert all(os.waitpid(pid, os.WNOHANG) == (0, 0) for pid in ranks), "a rank ended before it had saved"
+        while not any(
+            int(path.name[5:]) > start for path in checkpoints(out)
+        ):  # one save succeeds, a later one may not
+            assert all(os.waitpid(pid, os.WNOHANG) == (0, 0) for pid in ranks), (
+                "a rank ended before it had saved"
+            )
             time.sleep(0.01)
         time.sleep(seconds)
         for pid in ranks:
@@ -102,7 +130,7 @@ def trial(seconds: float, disk_full: bool = False) -> tuple[int, list[int]]:
 
 out.mkdir()
 rng, resumed = random.Random(0), []
-for kill in range(kills):
+for _ in range(kills):
     resumed.append(trial(rng.uniform(0.0, 1.5))[0])
 before, codes = trial(0.0, disk_full=True)
 after, _ = trial(0.2)

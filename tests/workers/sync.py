@@ -1,6 +1,8 @@
-"""Weight sync, on any number of ranks: torchrun ... sync.py BASE OUT. Prints nothing; writes the gaps it measured.
+"""Weight sync, on any number of ranks: torchrun ... sync.py BASE OUT. Prints nothing; writes the
+gaps it measured.
 
-gap: max over tokens of |log-probability in vLLM - log-probability in the trainer|, over ranks, same images throughout."""
+gap: max over tokens of |log-probability in vLLM - log-probability in the trainer|, over ranks,
+same images throughout."""
 
 import json
 import sys
@@ -13,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from perl.grpo import Row
 from perl.permute import load
-from perl.rollout import Engine, encode, join_torchrun, load_processor
+from perl.rollout import Engine, Settings, encode, join_torchrun, load_processor
 from perl.train import build_policy, full_weights, reshard
 
 base, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -21,13 +23,15 @@ rank, world, device = join_torchrun()
 model = str(base / "base")
 processor, _ = load_processor(model, 512 * 512)
 policy = build_policy(model, device, init_device_mesh(device.type, (world,)), trained=True)
-engine = Engine(model, 200, 16, 5, processor.image_processor.size)
+engine = Engine(Settings(model, 200, 16, 5, processor.image_processor.size))
 prompts = encode(processor, load(base / "train.jsonl")[rank::world][:6])
 
 
 def gap(temperature=1.0) -> float:
     groups = engine.generate(prompts, n=3, seeds=range(len(prompts)), temperature=temperature)
-    rows = [Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in g)) for p, g in zip(prompts, groups)]
+    rows = [
+        Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in g)) for p, g in zip(prompts, groups)
+    ]
     sampler = torch.tensor([x for g in groups for o in g for x in o.logps], device=device)
     with torch.no_grad():
         largest = (policy(rows, temperature)[0] - sampler).abs().max()
@@ -36,14 +40,17 @@ def gap(temperature=1.0) -> float:
 
 
 def move(part: str, scale: float) -> None:
-    """A large random step of the parameters whose name holds `part`, the same on every number of ranks."""
+    """A large random step of the parameters whose name holds `part`, the same on every number of
+    ranks."""
     g = torch.Generator().manual_seed(0)
     reshard(policy)
     with torch.no_grad():
         for name, p in policy.named_parameters():
             if part in name and p.dim() > 1:
                 local = p.to_local()
-                local += scale * local.abs().mean() * torch.randn(local.shape, generator=g).to(device)
+                local += (
+                    scale * local.abs().mean() * torch.randn(local.shape, generator=g).to(device)
+                )
 
 
 def sync() -> None:
@@ -61,7 +68,9 @@ gaps["vision moved, no sync"] = gap()
 sync()
 gaps["vision moved, synced"] = gap()
 same = engine.generate(prompts, n=3, seeds=range(len(prompts)), temperature=1.0)
-gaps["reproducible"] = float(same == engine.generate(prompts, n=3, seeds=range(len(prompts)), temperature=1.0))
+gaps["reproducible"] = float(
+    same == engine.generate(prompts, n=3, seeds=range(len(prompts)), temperature=1.0)
+)
 gaps["banned sampled"] = float(any(i in o.ids for g in same for o in g for i in engine.banned))
 engine.close()
 if rank == 0:

@@ -1,7 +1,8 @@
-"""Two optimizer updates on fixed rollouts, whatever the number of ranks: torchrun ... update.py BASE OUT N_S BETA MICRO [nan].
+"""Two optimizer updates on fixed rollouts, whatever the number of ranks: torchrun ... update.py
+BASE OUT N_S BETA MICRO [nan].
 
-With "nan" the sampler's log-probabilities of one rollout are none, so that the first update has no finite gradient. Writes
-the updated weights and the metrics, for the tests to compare."""
+With "nan" the sampler's log-probabilities of one rollout are none, so that the first update has
+no finite gradient. Writes the updated weights and the metrics, for the tests to compare."""
 
 import json
 import os
@@ -18,16 +19,44 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from perl.grpo import Row, advantages
 from perl.permute import copies, load
 from perl.rollout import Rollout, encode, join_torchrun, load_processor
-from perl.train import Group, build_policy, full_weights, logps_of, parse_args, share_of_rank, update
+from perl.train import (
+    Group,
+    build_policy,
+    full_weights,
+    logps_of,
+    parse_args,
+    share_of_rank,
+    update,
+)
 
-base, out, n_s, beta, micro = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5])
+base, out, n_s, beta, micro = (
+    Path(sys.argv[1]),
+    Path(sys.argv[2]),
+    int(sys.argv[3]),
+    float(sys.argv[4]),
+    int(sys.argv[5]),
+)
 rank, world, device = join_torchrun()
-args = parse_args(["--updates", "2", "--n-s", str(n_s), "--n", "3", "--beta", str(beta), "--micro-batch", str(micro)])
+args = parse_args(
+    [
+        "--updates",
+        "2",
+        "--n-s",
+        str(n_s),
+        "--n",
+        "3",
+        "--beta",
+        str(beta),
+        "--micro-batch",
+        str(micro),
+    ]
+)
 processor, _ = load_processor(str(base / "base"), args.max_pixels)
 
 
 def fixed_group(x) -> Group:
-    """Rollouts of random tokens and rewards, a function of the question alone; the 'sampler' disagrees a little."""
+    """Rollouts of random tokens and rewards, a function of the question alone; the 'sampler'
+    disagrees a little."""
     rng = random.Random(x.id)
     members = copies(x, n_s, 1.0, 0, 0)
     prompts = encode(processor, [c.sample for c in members])
@@ -36,7 +65,8 @@ def fixed_group(x) -> Group:
         ids = tuple(rng.randrange(10, 300) for _ in range(rng.randint(1, 9)))
         rollouts.append(Rollout("", ids, tuple(rng.uniform(-6.5, -5.5) for _ in ids), True))
     rows = tuple(
-        Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in rollouts[3 * i : 3 * i + 3])) for i, p in enumerate(prompts)
+        Row(p.ids, p.images, tuple(torch.tensor(o.ids) for o in rollouts[3 * i : 3 * i + 3]))
+        for i, p in enumerate(prompts)
     )
     r = torch.tensor([rng.choice([0.0, 0.1, 0.9, 1.0]) for _ in rollouts])
     return Group(tuple(members), rows, tuple(rollouts), r, r, advantages(r[None])[0])
@@ -45,21 +75,31 @@ def fixed_group(x) -> Group:
 questions = load(base / "train.jsonl")[:8]
 groups = [fixed_group(x) for x in share_of_rank(questions, rank, world, args.updates)]
 if "nan" in sys.argv:
-    broken = replace(groups[0].rollouts[0], logps=tuple(float("nan") for _ in groups[0].rollouts[0].logps))
+    broken = replace(
+        groups[0].rollouts[0], logps=tuple(float("nan") for _ in groups[0].rollouts[0].logps)
+    )
     groups[0] = replace(groups[0], rollouts=(broken, *groups[0].rollouts[1:]))
 mesh = init_device_mesh(device.type, (world,))
 policy = build_policy(str(base / "base"), device, mesh, trained=True)
-with torch.no_grad():  # a reference that differs from the policy, so that the KL term has a gradient at once
+with (
+    torch.no_grad()
+):  # a reference that differs from the policy, so that the KL term has a gradient at once
     reference = build_policy(str(base / "base"), device, mesh, trained=False) if beta else None
     for p in policy.parameters():
         p.mul_(1.02)
 before = {name: weight.clone() for name, weight in full_weights(policy, torch.float32)}
-optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, eps=1e-3)  # eps: no direction made of rounding errors alone
-metrics = update(policy, optimizer, groups, logps_of(reference, groups, args) if reference else None, args)
+optimizer = torch.optim.AdamW(
+    policy.parameters(), lr=1e-3, eps=1e-3
+)  # eps: no direction made of rounding errors alone
+metrics = update(
+    policy, optimizer, groups, logps_of(reference, groups, args) if reference else None, args
+)
 after = {name: weight.clone() for name, weight in full_weights(policy, torch.float32)}
 if rank == 0:
     torch.save({"before": before, "after": after}, out)
     out.with_suffix(".json").write_text(json.dumps(metrics))
 dist.barrier()
 dist.destroy_process_group()
-os._exit(0)  # gloo's threads now and then abort an interpreter that ends in the usual way, with everything written
+os._exit(
+    0
+)  # gloo's threads now and then abort an interpreter that ends in the usual way, with everything written
