@@ -536,8 +536,7 @@ def head_memory():
 import sys, torch
 from bench.step import peak_rss, rss
 from perl.grpo import LogprobHead
-head = torch.nn.Linear(16, 152_064, bias=False)
-head.__class__ = LogprobHead
+head = LogprobHead(16, 152_064, bias=False)
 hidden, targets, before = torch.randn(int(sys.argv[1]), 16, requires_grad=True), torch.arange(int(sys.argv[1])), rss()
 head(hidden, targets, torch.tensor([5]), 1.0)[0].sum().backward()
 print(peak_rss() - before)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.digits import TRAIN
-from perl.permute import DataError, load, plain
+from perl.permute import MARK, DataError, load
 from perl.rollout import Engine, join_torchrun, prepare, run
 from perl.train import Group, parse_args, sample_groups
 
 BLUE, ORANGE, GREY = "#3b6ea8", "#d9822b", "#8a8a8a"
+PICTURES = ["#c0392b", "#1e8449", "#7d3c98", "#b9770e", "#2471a3"]  # a colour for each picture
 STEPS = [
     ("data", "questions with\nseveral images"),
     ("filter.py", "balanced difficulty,\nby 10 rollouts (Fig. 3)"),
@@ -42,14 +43,31 @@ def worth_drawing(group: Group) -> bool:
     )
 
 
+def write_marked(figure, left: float, bottom: float, text: str, sigma: tuple[int, ...]) -> None:
+    """One line of text with marks, each marked word in the colour of the picture it names."""
+    pieces = MARK.split(text)  # words, slot, word, words, ..
+    renderer = figure.canvas.get_renderer()
+    for k in range(0, len(pieces), 3):
+        written = [(pieces[k], "black", "normal")]
+        if k + 2 < len(pieces):
+            colour = PICTURES[sigma[int(pieces[k + 1]) - 1]]
+            written.append((pieces[k + 2], colour, "bold"))
+        for words, colour, weight in written:
+            drawn = figure.text(left, bottom, words, fontsize=10, color=colour, weight=weight)
+            width = drawn.get_window_extent(renderer).width
+            left += width / (figure.dpi * figure.get_figwidth())
+
+
 def draw(group: Group, path: str) -> None:
     """The pipeline on top, the two orders of a question below it, their rewards and advantages on
     the right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.image import imread
     from matplotlib.patches import FancyBboxPatch
 
     figure = Figure(figsize=(12, 5.4))
+    FigureCanvasAgg(figure)
     top = figure.add_axes([0, 0.78, 1, 0.22], xlim=(0, len(STEPS)), ylim=(0, 1))
     for i, (name, what) in enumerate(STEPS):
         top.add_patch(
@@ -77,18 +95,12 @@ def draw(group: Group, path: str) -> None:
             axes = figure.add_axes([0.02 + 0.068 * slot, y + 0.15, 0.062, 0.14])
             axes.imshow(imread(image), cmap="gray_r")
             axes.set(xticks=[], yticks=[])
-            axes.set_xlabel(
-                f"slot {slot + 1}: image {copy.sigma[slot] + 1}", fontsize=7, labelpad=2
-            )
-        text = " ".join(plain(x.question).replace("<image>", "").split())
-        figure.text(
-            0.02,
-            y + 0.05,
-            f"{text}\nanswer: {plain(x.answer)}",
-            fontsize=10,
-            va="center",
-            linespacing=1.6,
-        )
+            axes.set_xlabel(f"slot {slot + 1}", fontsize=7, labelpad=2)
+            for side in axes.spines.values():
+                side.set(color=PICTURES[copy.sigma[slot]], linewidth=3)
+        question = " ".join(x.question.replace("<image>", "").split())
+        write_marked(figure, 0.02, y + 0.06, question, copy.sigma)
+        write_marked(figure, 0.02, y + 0.02, f"answer: {x.answer}", copy.sigma)
         mine = slice(k * n, (k + 1) * n)
         panels = (
             (0.47, group.rewards, "reward of 6 rollouts"),

@@ -284,8 +284,9 @@ def copies(x: Sample, n_s: int, alpha_t: float, seed: int, step: int) -> list[Co
     identity = tuple(range(len(x.images)))
     original = Copy(x, identity)
     movable = identity[x.stem :]
-    coin = random.Random(f"{seed}/{step}/{x.id}").random()
-    if not x.permute or len(movable) < 2 or coin >= alpha_t:
+    if not x.permute or len(movable) < 2:
+        return [original] * (n_s + 1)
+    if alpha_t < 1.0 and random.Random(f"{seed}/{step}/{x.id}").random() >= alpha_t:  # the coin
         return [original] * (n_s + 1)
 
     group = [original]
@@ -377,7 +378,7 @@ def sample_of(row: dict, where: str = "", folder: str = "") -> Sample:
         raise DataError("answer: it is empty")
 
     permutable, why = row.get("permute", False), row.get("why", "")
-    if permutable and len({os.path.normpath(name) for name in row["images"]}) < n:
+    if permutable and names_a_file_twice(row["images"]):
         permutable, why = False, "two of its images are one file"
     return Sample(
         id=row["id"],
@@ -391,6 +392,13 @@ def sample_of(row: dict, where: str = "", folder: str = "") -> Sample:
         where=where,
         why=why,
     )
+
+
+def names_a_file_twice(names: Sequence[str]) -> bool:
+    """Are two of the names one file: "a.png" and "./a.png"?"""
+    if len({os.path.basename(name) for name in names}) == len(names):
+        return False
+    return len({os.path.normpath(name) for name in names}) < len(names)
 
 
 def check_marks(name: str, text: str, n: int, stem: int) -> None:

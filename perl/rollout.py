@@ -198,6 +198,7 @@ class Prompt:
     ]  # one image pad per image: vLLM expands it, and would expand expanded ones again
     ids: torch.Tensor  # (P,) every pad expanded to its image's tokens: what the model reads
     images: tuple[Image, ...]
+    prefill: str = ""  # "<think>" where the template begins the response with it
 
 
 def chat(question: str) -> list[dict]:
@@ -218,8 +219,14 @@ def prompt_text(processor, question: str) -> str:
 
 
 def text_ids_of(processor, sample: Sample) -> list[int]:
+    """The tokens of the chat prompt, one pad per image."""
     text = prompt_text(processor, sample.question)
     return processor.tokenizer.encode(text, add_special_tokens=False)
+
+
+def prefill_of(processor) -> str:
+    """What the model's template writes of the response itself: some begin it with "<think>"."""
+    return "<think>" if prompt_text(processor, "").rstrip().endswith("<think>") else ""
 
 
 def check_control_tokens(tokenizer, sample: Sample) -> None:
@@ -321,6 +328,7 @@ def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
 
     images = {path: read(path) for path in asked_by}
     pad, merge = processor.image_token_id, processor.image_processor.merge_size
+    prefill = prefill_of(processor)
     prompts = []
     for sample in samples:
         text_ids = text_ids_of(processor, sample)
@@ -333,7 +341,7 @@ def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
             count = int(pictures[placed].grid_thw.prod()) // merge**2
             ids += [pad] * count
             placed += 1
-        prompts.append(Prompt(sample, tuple(text_ids), torch.tensor(ids), pictures))
+        prompts.append(Prompt(sample, tuple(text_ids), torch.tensor(ids), pictures, prefill))
     return prompts
 
 
@@ -344,7 +352,7 @@ def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
 class Rollout:
     """One sampled response o_ik."""
 
-    text: str
+    text: str  # as it is graded
     ids: tuple[int, ...]  # end of turn included
     logps: tuple[float, ...]  # their log-probabilities in the sampler
     finished: bool  # ended by itself; False: cut off at max_tokens
@@ -470,7 +478,7 @@ class Engine:
                     f"{prompt.sample.id}: vLLM reads {len(read)} prompt tokens, "
                     f"the trainer {len(prompt.ids)}: they differ"
                 )
-            groups.append([rollout_of(o) for o in output.outputs])
+            groups.append([rollout_of(o, prompt.prefill) for o in output.outputs])
         return groups
 
     def sleep(self) -> None:
@@ -498,10 +506,11 @@ class Engine:
         stop(self.llm)
 
 
-def rollout_of(output) -> Rollout:
-    """vLLM's output as a Rollout."""
+def rollout_of(output, prefill: str) -> Rollout:
+    """vLLM's output as a Rollout; its text begins with what the template wrote of it."""
     finished = output.finish_reason == "stop"
-    return Rollout(output.text, tuple(output.token_ids), tuple(output.logprobs.logprobs), finished)
+    logps = tuple(output.logprobs.logprobs)
+    return Rollout(prefill + output.text, tuple(output.token_ids), logps, finished)
 
 
 # --- What every script under torchrun needs ---

@@ -69,11 +69,11 @@ def test_checks_notice_the_alignment_of_the_other_kind(monkeypatch):
     """Query i on key i, instead of the last query on the last key: what a kernel would do whose
     causal mask starts top left."""
 
-    def top_left(module, q, k, v, attention_mask, keys, q_lengths, k_lengths, scaling=None, **_):
+    def top_left(module, q, k, v, attention_mask, layout, scaling=None, **_):
         spans = zip(
-            q.split(q_lengths, 2),
-            k[:, :, keys].split(k_lengths, 2),
-            v[:, :, keys].split(k_lengths, 2),
+            q.split(layout.query_lengths, 2),
+            k[:, :, layout.keys].split(layout.key_lengths, 2),
+            v[:, :, layout.keys].split(layout.key_lengths, 2),
         )
         outputs = [
             torch.nn.functional.scaled_dot_product_attention(
@@ -116,8 +116,9 @@ def test_flops_are_what_torch_counts():
         everything.get_total_flops() - matrices.get_total_flops() == ours["vision_attention"] // 3
     )  # forward alone
 
-    _, q_lengths, k_lengths, _ = grpo.spans(rows)
-    pairs = sum(S - T + i + 1 for T, S in zip(q_lengths, k_lengths) for i in range(T))
+    where = grpo.layout(rows)
+    lengths = zip(where.query_lengths, where.key_lengths)
+    pairs = sum(S - T + i + 1 for T, S in lengths for i in range(T))
     assert (
         ours["attention"] == 3 * 4 * pairs * 128 * 2
     )  # two products, forward and twice backward; width 128, 2 layers

@@ -143,6 +143,15 @@ def test_bins_of_any_number_of_rollouts():
     assert histogram([k / 40 for k in range(41)]) == [2, *[4] * 9, 3]
 
 
+REWARD = """
+def paid(response, answer, options):
+    return 1.0
+
+def accuracy(response, answer, options):
+    return 0.5
+"""
+
+
 @pytest.mark.long
 def test_the_command_scores_resumes_and_resamples(torchrun, digits, tmp_path):
     rows = [json.loads(line) for line in (digits / "train.jsonl").read_text().splitlines()[:7]]
@@ -170,6 +179,12 @@ def test_the_command_scores_resumes_and_resamples(torchrun, digits, tmp_path):
     done = torchrun(1, "perl/filter.py", *flags, "--keep", "0", "1")  # samples nothing, keeps all
     assert scores.read_text().splitlines() == again and "scoring" not in done.stderr
     assert len(out.read_text().splitlines()) == 7
+
+    (tmp_path / "mine.py").write_text(REWARD)  # raw accuracy is scored, never the shaped reward
+    mine = f"{tmp_path}/mine.py:paid"
+    paid = tmp_path / "paid.jsonl"
+    torchrun(1, "perl/filter.py", *flags, "--keep", "0", "1", "--reward", mine, "--out", paid)
+    assert {json.loads(line)["accuracy"] for line in paid.read_text().splitlines()} == {0.5}
 
     (tmp_path / "target.json").write_text("[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]")
     done = torchrun(1, "perl/filter.py", *flags, "--target", tmp_path / "target.json")

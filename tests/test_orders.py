@@ -524,7 +524,7 @@ def test_questions_that_cannot_be_asked(digits, tmp_path):
         ), error.value
 
     refuses(["images", "cut.png", "readable"], path=str(tmp_path / "cut.png"))
-    refuses(["question", "image token"], question="<|image_pad|> <image> What?")
+    refuses(["question", "control token"], question="<|image_pad|> <image> What?")
     refuses(["question", "limit is 20", "--max-prompt 20"], max_prompt=20)
     refuses(["question", "context of 4096", "--max-tokens 4080"], max_tokens=4080)
     refuses(

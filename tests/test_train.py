@@ -12,10 +12,12 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import rewards
 from perl.grpo import advantages
 from perl.permute import DataError, Sample, load, plain
-from perl.rollout import Rollout, load_processor, prepare
-from perl.train import check, parse_args, questions_of, sample_groups, share_of_rank
+from perl.rollout import Rollout, encode, load_processor, prepare, prompt_text, rollout_of
+from perl.train import check, parse_args, questions_of, reward_metrics, sample_groups, share_of_rank
+from rewards.boxed import format_ok
 
 
 def read(path):
@@ -65,6 +67,79 @@ def test_each_rollout_is_graded_by_the_answer_of_its_own_order(digits):
             assert tuple(image.key for image in group.rows[k].images) == copy.sample.images
         assert torch.equal(group.advantages, advantages(group.rewards[None])[0])
     assert any(group.advantages.abs().max() > 0 for group in groups)
+
+
+def grader_of(reward, accuracy):
+    return rewards.Reward(lambda *_: reward, lambda *_: accuracy)
+
+
+def sampled_with(digits, step, n_s=1, alpha_t=1.0, grader=rewards.BOXED):
+    """The groups of eight questions at a step, and the seeds that the engine was given."""
+    seeds = []
+    says_a = Rollout("<think></think> \\boxed{A}", (5, 6), (-1.0, -1.0), True)
+
+    def generate(prompts, n, seeds, **_):
+        given.extend(seeds)
+        return [[says_a] * n for _ in prompts]
+
+    given = seeds
+    args = parse_args(["--n-s", str(n_s), "--n", "3"])
+    processor, _ = load_processor(str(digits / "base"), 784)
+    questions = load(digits / "train.jsonl")[:8]
+    engine = SimpleNamespace(generate=generate)
+    return sample_groups(engine, processor, questions, step, alpha_t, args, grader), seeds
+
+
+def test_every_step_question_and_order_is_sampled_with_a_seed_of_its_own(digits):
+    """Also where the coin leaves a question unpermuted: two copies with one seed would be one sample."""
+    seeds = []
+    for step in range(3):
+        seeds += sampled_with(digits, step, n_s=2, alpha_t=0.5)[1]
+    assert len(seeds) == len(set(seeds)) == 3 * 8 * 3
+
+
+@pytest.mark.parametrize(
+    "end, prefill", [("", ""), ("<think>", "<think>"), ("<think>\n", "<think>")]
+)
+def test_a_template_may_begin_the_response(digits, end, prefill):
+    """What it wrote counts as the response's: the format reward can be earned."""
+    processor, _ = load_processor(str(digits / "base"), 784)
+    processor.chat_template += "{% if add_generation_prompt %}" + end + "{% endif %}"
+    [prompt] = encode(processor, load(digits / "train.jsonl")[:1])
+    output = SimpleNamespace(
+        text="2</think> \\boxed{A}",
+        token_ids=[1],
+        logprobs=SimpleNamespace(logprobs=[0.0]),
+        finish_reason="stop",
+    )
+    assert prompt.prefill == prefill
+    assert format_ok(rollout_of(output, prompt.prefill).text) == bool(prefill)
+
+
+def test_metrics_tell_accuracy_from_reward(digits):
+    groups, _ = sampled_with(digits, 0, grader=grader_of(0.25, 0.75))
+    metrics = reward_metrics(groups, 1)
+    assert (metrics["reward"], metrics["accuracy"], metrics["format"]) == (0.25, 0.75, 1.0)
+    assert metrics["no_spread"] == 1.0 and metrics["distinct_answers"] == 1.0
+
+
+def test_no_mark_reaches_a_prompt_or_a_grader(digits):
+    seen = []
+
+    def see(response, answer, options):
+        seen.extend([answer, *options.values()])
+        return 0.0
+
+    groups, _ = sampled_with(digits, 0, grader=rewards.Reward(see, see))
+    processor, _ = load_processor(str(digits / "base"), 784)
+    for group in groups:
+        for copy, row in zip(group.copies, group.rows):
+            assert "[[" not in processor.tokenizer.decode(row.prompt_ids)
+            seen.append(prompt_text(processor, copy.sample.question))
+    assert seen and not any("[[" in text for text in seen)
+    assert any(
+        "[[" in copy.sample.question + copy.sample.answer for g in groups for copy in g.copies
+    )
 
 
 # --- Equivalences ---

@@ -6,6 +6,7 @@ same images throughout."""
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,8 +24,14 @@ rank, world, device = join_torchrun()
 model = str(base / "base")
 processor, _ = load_processor(model, 512 * 512)
 policy = build_policy(model, device, init_device_mesh(device.type, (world,)), trained=True)
-engine = Engine(Settings(model, 200, 16, 5, processor.image_processor.size))
-prompts = encode(processor, load(base / "train.jsonl")[rank::world][:6])
+engine = Engine(Settings(model, 400, 16, 5, processor.image_processor.size))
+# Longer than a block of vLLM's prefix cache on a CPU, 128 tokens: else no stale key could be met.
+FILLER = " Look at every image before you answer, and say what you see." * 4
+samples = [
+    replace(x, question=x.question + FILLER) for x in load(base / "train.jsonl")[rank::world][:6]
+]
+prompts = encode(processor, samples)
+assert all(len(prompt.ids) > 140 for prompt in prompts)
 
 
 def gap(temperature=1.0) -> float:
