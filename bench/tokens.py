@@ -1,11 +1,11 @@
 """How much there is to read: files, lines of code and Python tokens, for docs/compare.md.
 
-    python bench/tokens.py                                  the five files of perl/, one by one
-    and together python bench/tokens.py "GRPO-Zero=DIR/GRPO-Zero/*.py"   and any other files, by a
-    label and a pattern
+    python bench/tokens.py                            the five files, one by one and together
+    python bench/tokens.py "LABEL=DIR/GRPO-Zero/*.py"  and any other files, by a label and a pattern
 
 Tokens are Python's, without comments, docstrings, line ends and indents: a unit that no line
-width changes. A line of code is a line on which such a token stands."""
+width changes. A line of code is a line on which such a token stands.
+"""
 
 import ast
 import glob

@@ -28,7 +28,8 @@ missed permutation costs little, a wrong label a whole group.
 
 Rows of the first version (`order`) are converted: fixed is false, all others were declared true.
 Rows with marks are not marked again; a name that the rules see and the marks miss is reported.
-The paper asks GPT-4o for this label."""
+The paper asks GPT-4o for this label.
+"""
 
 import argparse
 import enum
@@ -239,7 +240,8 @@ SIZES = {word: k for k, word in enumerate(CARDINALS, 1)} | {
 @dataclass(frozen=True)
 class Word:
     """Characters start:end of a text name the images in `slots` (1-based): one image, or a set or
-    range of several."""
+    range of several.
+    """
 
     start: int
     end: int
@@ -263,7 +265,8 @@ class Name:
 
 def slot_of(word: str, n: int) -> int:
     """The slot that `word` names among n images. Raises Unclear where there is none, or more than
-    one."""
+    one.
+    """
     slots = {slot for slot, known in vocabulary(n, 0) if known == word}
     if len(slots) != 1:
         raise Unclear(Reason.NO_WORD, word)
@@ -272,7 +275,8 @@ def slot_of(word: str, n: int) -> int:
 
 def slots_of(said: str, n: int) -> tuple[int, ...]:
     """The slots that a word, a range or a set names: "2" (2,), "2 to 4" (2, 3, 4), "last two" (n
-    - 1, n)."""
+    - 1, n).
+    """
     low = said.lower()
     edge = re.fullmatch(EDGE, low)
     if edge:
@@ -348,7 +352,8 @@ def is_article(text: str, m: re.Match) -> bool:
 
 def compares(low: str, m: re.Match) -> bool:
     """Does "the second one" compare images? Its sentence names an image and compares, and the
-    text counts no things."""
+    text counts no things.
+    """
     start = max(low.rfind(stop, 0, m.start()) for stop in ".?!\n") + 1
     sentence = re.split(r"[.?!\n]", low[start:])[0]
     return bool(
@@ -398,7 +403,8 @@ def is_set(said: str) -> bool:
 
 def find_names(text: str, n: int, bare_spans: Sequence[tuple[int, int]] = ()) -> list[Name]:
     """The names of images in `text`, in order; in each of `bare_spans` (an option, an answer)
-    also a mere word such as "2". Raises Unclear where words may or may not be one."""
+    also a mere word such as "2". Raises Unclear where words may or may not be one.
+    """
     low = text.lower()
     if len(low) != len(text):
         raise Unclear(Reason.LANGUAGE)
@@ -428,7 +434,8 @@ def find_names(text: str, n: int, bare_spans: Sequence[tuple[int, int]] = ()) ->
 
 def check_mixture(low: str, names: Sequence[Name]) -> None:
     """Raises Unclear where a text names images in two ways: "the first picture on the wall in
-    image 2" names one."""
+    image 2" names one.
+    """
     nouns, sides = set(), set()
     for name in names:
         nouns |= {noun[:3] for noun in re.findall(NOUN, low[name.start : name.end])}
@@ -476,7 +483,8 @@ STILL = (  # left and right as directions inside a picture
 @dataclass(frozen=True)
 class Refusal:
     """A wording that may name an image in a way unknown here, or makes order part of the
-    question."""
+    question.
+    """
 
     reason: Reason
     pattern: str
@@ -701,9 +709,10 @@ BRACKETS = str.maketrans("（）．", "().")
 THESE_HAN = re.compile(
     "[这那]([两二三四五六七八九十])[张幅]"
 )  # 这三张图 of three images: all of them
-TELLS_HOW = re.compile(  # how to answer names no image
-    r"(?:please )?(?:answer|reply|respond) with (?:only |just )?(?:the|an?) (?:image|picture"
-    r"|photo)(?:'s)? (?:number|index)\b"
+TELLS_HOW = re.compile(  # how to answer names no image: "Answer with the image number."
+    r"(?:please )?(?:answer|reply|respond|list|give)\b[^.?!\n@]*"
+    r"\b(?:image|picture|photo)(?:'s)? (?:numbers?|index|indices)\b[^.?!\n@]*"
+    r"|请[^。？！\n]*编号"
 )
 
 
@@ -714,7 +723,8 @@ def check_leftover(
     order part of the question.
 
     order_is_answer: the answer moves with the images, so that a story asks the same whatever
-    their order. story_is_fine: a recipe knows its template; of several turns, too."""
+    their order. story_is_fine: a recipe knows its template; of several turns, too.
+    """
     for m in THESE_HAN.finditer(text):
         if SIZES.get(m[1]) == n or m[1] == "二" == "一二三四五六七八九十"[n - 1 : n]:
             text = text.replace(m[0], " " * len(m[0]))
@@ -763,7 +773,8 @@ NOUN_BEFORE = re.compile(rf"(?:{NOUN}|{SOFT}|图[片像]?)(?: number)? ?\Z")
 
 def slot_label(before: str, k: int, n: int) -> int | None:
     """Where the label of placeholder `k` begins, if the text before it ends with one that repeats
-    its slot."""
+    its slot.
+    """
     m = SLOT_LABEL.search(before)
     if m is None:
         return None
@@ -774,7 +785,8 @@ def slot_label(before: str, k: int, n: int) -> int | None:
 def hide_placeholders(text: str, n: int, stem: int) -> str:
     """The text with control characters in place of its placeholders. Raises Unclear where there
     is not one for each image, or where words belong to a single one: a caption must not stay
-    behind when its image moves."""
+    behind when its image moves.
+    """
     holes = [m.span() for m in re.finditer("<image>", text)]
     if len(holes) != n:
         raise Unclear(Reason.PLACEHOLDERS, f"{len(holes)} for {n}")
@@ -803,7 +815,8 @@ def hide_placeholders(text: str, n: int, stem: int) -> str:
 
 def hide_formulas(text: str) -> str:
     """Text inside $...$ and \\(...\\) names no image, but for a lone number or letter right after
-    a noun: "Figure $1$"."""
+    a noun: "Figure $1$".
+    """
 
     def hidden(m: re.Match) -> str:
         inside = m[0].strip("$\\()[] ")
@@ -853,7 +866,8 @@ class Option:
 
 def find_label(text: str, label: str, start: int) -> re.Match | None:
     """The first place from `start` on where `label` stands as one: "(A)", "A.", "**A**", "A - ";
-    its end is the text's."""
+    its end is the text's.
+    """
     escaped = re.escape(label)
     forms = [
         rf"[(\[（【{{]{escaped}[)\]）】}}]{TAGS}[.:：、)]?",  # "(A)", "[A]:"
@@ -875,8 +889,9 @@ def find_options(text: str) -> list[Option]:
     """The options of a question in whatever layout, the labels of one series in a row; [] where
     there are none.
 
-    >>> [option.text for option in find_options("Which?\\n(a) the first image\\n(b) the second
-    image")] ['the first image', 'the second image']"""
+    >>> [option.text for option in find_options("Which?\\n(a) the left one\\n(b) the right one")]
+    ['the left one', 'the right one']
+    """
     best: list[Option] = []
     for series in SERIES:
         labels, start = [], 0
@@ -916,7 +931,8 @@ def label_of(answer: str, options: Sequence[Option]) -> Option | None:
 
 def lists_labels(text: str, answer: str) -> bool:
     """Does the text list labels up to `answer` ("A .. B", "1 .. 2") outside of names? Then the
-    answer may be one."""
+    answer may be one.
+    """
     said = answer.strip("()[]. ")
     for series in SERIES:
         if said.upper() in series or said in series:
@@ -1010,7 +1026,8 @@ PLAIN_WORDS = r"[^.?!\n@]+"
 @dataclass(frozen=True)
 class Certain:
     """A form of a whole question of which every order of the images asks the same, and of its
-    answer."""
+    answer.
+    """
 
     pattern: str
     answer: str
@@ -1070,7 +1087,7 @@ NEUTRAL = re.compile(  # sentences that may stand beside a certain form
     r"|(?:here are|you (?:see|are given)|given)(?: the| these)?(?: \w+)? (?:images|pictures"
     r"|photos)[.:,]"
     rf"|(?:please )?(?:answer|choose|select|pick|reply|respond|give|list)\b[^.?!\n@]*[.:]"
-    rf"|请[^。？！\n]*回答。?|options:|choices:|{TELLS_HOW.pattern}\.?"
+    rf"|请[^。？！\n]*(?:回答|编号)。?|options:|choices:|{TELLS_HOW.pattern}\.?"
 )
 ORDERED = re.compile(  # words by which the answer may depend on the order, though nothing is named
     r"differ|compar|between|chang|edit|transform|\badd|remov|appear|increas|decreas|区别|不同|变|增|减"
@@ -1092,7 +1109,8 @@ ORDERED = re.compile(  # words by which the answer may depend on the order, thou
 
 def is_certain(question: str, answer: str) -> str:
     """The example of the CERTAIN form that a masked question and its masked answer have; "" for
-    none."""
+    none.
+    """
     text = re.sub(rf"[{HOLE}{NOTHING}]+", " ", question)
     text = NEUTRAL.sub(" ", text)
     text = " ".join(text.split())
@@ -1118,7 +1136,8 @@ def marks_of(
     """`text` with its words marked, and how many sets were written out. `offset`: where `text`
     begins for the words.
 
-    A set that holds all images needs no mark: it is the same set in every order."""
+    A set that holds all images needs no mark: it is the same set in every order.
+    """
     parts, end, written_out = [], 0, 0
     for word in words:
         start, stop = word.start - offset, word.end - offset
@@ -1144,7 +1163,8 @@ def marked(slot: int, said: str, n: int, stem: int) -> str:
 
 def set_written_out(word: Word, n: int, stem: int) -> str:
     """ "2 to 4" as "[[2|2]], [[3|3]] and [[4|4]]", "first two" as "[[1|first]] and [[2|second]]",
-    前两 as 第[[1|一]]和第[[2|二]]."""
+    前两 as 第[[1|一]]和第[[2|二]].
+    """
     low = word.said.lower()
     chinese = bool(re.search("[一-龥]", low))
     if re.fullmatch(EDGE, low):
@@ -1173,7 +1193,8 @@ def names(text: str, n_images: int, stem: int = 0) -> str:
     """`text` with every name of an image marked, for a recipe that knows its template otherwise.
 
     Raises Unclear where a name is in a way unknown here; a story or several turns are the
-    recipe's to judge."""
+    recipe's to judge.
+    """
     hidden = hide_formulas(re.sub("<image>", HOLE + NOTHING * 6, text))
     found = find_names(hidden, n_images)
     check_leftover(masked(hidden.lower(), found), n_images, story_is_fine=True)
@@ -1214,7 +1235,8 @@ def judge(
     question: str, answer: str, n: int, declared: bool, stem: int | None = None, kind: str = ""
 ) -> Verdict:
     """Marks for one question of n images. `kind`: its `order` in the first version, or "". Raises
-    Unclear."""
+    Unclear.
+    """
     if set(question + answer) & {HOLE, NOTHING, FORMULA}:
         raise Unclear(Reason.PLACEHOLDERS, "control characters")
     visible = hide_formulas(question)
@@ -1342,7 +1364,8 @@ def check_options(
 ) -> None:
     """Of a question that asks for an image: raises Unclear where its options are in a layout, or
     of a kind, that is not understood. Else a letter would be taken for an image, or an option's
-    image would stay unmarked."""
+    image would stay unmarked.
+    """
     if chosen:
         named = 0
         for option in options:
@@ -1368,7 +1391,8 @@ def check_options(
 
 def check_bare_options(hidden: str, options: Sequence[Option]) -> None:
     """Of a question that asks for no image: raises Unclear where its options are mere numbers,
-    letters or orders, which may be of images all the same."""
+    letters or orders, which may be of images all the same.
+    """
     question = hidden[: options[0].label_start]
     if HOW_MANY.search(question) or VALUE.search(question) or ASKS_LETTER.search(question):
         return
@@ -1379,7 +1403,8 @@ def check_bare_options(hidden: str, options: Sequence[Option]) -> None:
 
 def names_in_answer(masked_question: str, answer: str, n: int, asks: bool) -> list[Name]:
     """The names of images in an answer that is no option's label. Raises Unclear where a label is
-    all it can be."""
+    all it can be.
+    """
     label = re.fullmatch(r"\(?(?:[A-Za-z]|\d{1,2}|[①-⑩])\)?\.?", answer)
     if label and not asks:
         if re.search("[A-Ha-h]", answer) and not ASKS_LETTER.search(masked_question):
@@ -1405,7 +1430,8 @@ def names_in_answer(masked_question: str, answer: str, n: int, asks: bool) -> li
 
 def set_of(words: Sequence[Word], n: int, stem: int) -> str:
     """An answer of several images in the schema's form, {[[1|1]], [[3|3]]}: the grader compares
-    it without order."""
+    it without order.
+    """
     each = []
     for word in words:
         for slot in word.slots:
@@ -1427,7 +1453,8 @@ def judge_pictures(
     declared: bool,
 ) -> Verdict:
     """A question whose options are the images after its stem: the letter of the answer follows
-    its image."""
+    its image.
+    """
     if stem is None:
         stem = n - pictures if pictures else 0
     if pictures and n - pictures != stem:
@@ -1482,7 +1509,8 @@ def equal_pictures(paths: Sequence[Path]) -> bool:
 
 def unmarked(question: str, answer: str, n: int) -> list[str]:
     """The words that the rules take for names and that bear no mark, of a row that was marked by
-    somebody else."""
+    somebody else.
+    """
     missed = []
     for text in (question, answer):
         bare, spans = plain(text), marked_spans(text)
@@ -1514,7 +1542,8 @@ def separated(text: str) -> str:
 
 def mark(row: dict, folder: Path = Path()) -> Verdict:
     """The verdict on one raw row, its images relative to `folder`. Raises DataError for a row
-    without the fields."""
+    without the fields.
+    """
     for name, kind in {"images": list, "question": str, "answer": str}.items():
         if type(row.get(name)) is not kind:
             raise DataError(
@@ -1561,7 +1590,8 @@ class Result:
 
 def result_of(row: dict, source: Path, out: Path) -> Result:
     """One raw row of the file `source`, marked for the file `out`: image paths are relative to
-    it."""
+    it.
+    """
     verdict = mark(row, source.parent)  # checks the fields, too
     images = [os.path.relpath(source.parent / name, out.parent) for name in row["images"]]
     kept = {name: value for name, value in row.items() if name not in ("why", "order")}
@@ -1593,7 +1623,8 @@ def explanation(verdict: Verdict) -> str:
 
 def summary(results: Sequence[Result]) -> list[str]:
     """Counts: permutable rows by evidence, the others by reason, and what was changed or is
-    missed."""
+    missed.
+    """
     verdicts = [result.verdict for result in results]
     permutable = [verdict for verdict in verdicts if verdict.permute]
     evidence = Counter(verdict.evidence.split("; names: ")[0] for verdict in permutable)

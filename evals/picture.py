@@ -13,10 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from PIL import ImageOps
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.digits import TRAIN
 from perl.permute import MARK, DataError, load
-from perl.rollout import Engine, join_torchrun, prepare, run
+from perl.rollout import Engine, join_torchrun, open_image, prepare, run
 from perl.train import Group, parse_args, sample_groups
 
 BLUE, ORANGE, GREY = "#3b6ea8", "#d9822b", "#8a8a8a"
@@ -63,7 +65,6 @@ def draw(group: Group, path: str) -> None:
     the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.image import imread
     from matplotlib.patches import FancyBboxPatch
 
     figure = Figure(figsize=(12, 5.4))
@@ -93,7 +94,7 @@ def draw(group: Group, path: str) -> None:
         figure.text(0.02, y + 0.31, said, fontsize=11, weight="bold", color=colour)
         for slot, image in enumerate(x.images):
             axes = figure.add_axes([0.02 + 0.068 * slot, y + 0.15, 0.062, 0.14])
-            axes.imshow(imread(image), cmap="gray_r")
+            axes.imshow(ImageOps.invert(open_image(image)))
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(f"slot {slot + 1}", fontsize=7, labelpad=2)
             for side in axes.spines.values():

@@ -1,5 +1,4 @@
-"""Difficulty filter: mean accuracy over 10 rollouts, then a resampling to a balanced spread (Fig.
-3).
+"""Difficulty filter: mean accuracy over 10 rollouts, resampled to a balanced spread (Fig. 3).
 
 A question the model always solves, or never, gives a group without spread and no gradient. So
 before training each question is answered 10 times and scored with its raw accuracy: the shaped
@@ -15,8 +14,9 @@ lacks is reported. One image or many: one rule.
     python perl/filter.py IN.jsonl --model DIR --out OUT.jsonl [--keep 0.1 0.9]
 
 (or under torchrun: the ranks share the work). Scores are appended to OUT.scores.jsonl as they
-come: a run cut off goes on where it stopped, another target samples nothing. `python
-evals/filter_plot.py` draws Fig. 3b."""
+come: a run cut off goes on where it stopped, another target samples nothing.
+evals/filter_plot.py draws Fig. 3b.
+"""
 
 import argparse
 import hashlib
@@ -70,7 +70,8 @@ def histogram(scores: Sequence[float]) -> list[int]:
 
 def quotas(have: Sequence[int], target: Sequence[float], tolerance: float = 0.01) -> list[int]:
     """How many questions of each bin to keep. `have`: questions in each bin; `target`: a weight
-    for each."""
+    for each.
+    """
     wanted = [t if h else 0.0 for t, h in zip(target, have)]  # an empty bin is left out
     total = sum(wanted)
     if total == 0:
@@ -92,7 +93,8 @@ def resample(
     scores: Sequence[float], target: Sequence[float] = PAPER_AFTER, seed: int = 0
 ) -> list[int]:
     """Indices of the questions to keep, ascending: `quotas` of each bin, drawn without
-    replacement."""
+    replacement.
+    """
     rng = random.Random(f"filter/{seed}")
     bins: list[list[int]] = [[] for _ in range(11)]
     for i, score in enumerate(scores):
@@ -114,7 +116,8 @@ def mean(scores: Sequence[float]) -> float:
 
 def report(before: Sequence[float], after: Sequence[float], target: Sequence[float] | None) -> str:
     """Fig. 3b as text: questions there, kept, and missing, that is, short of the target's share
-    of those kept, in each bin."""
+    of those kept, in each bin.
+    """
     head = "accuracy   there   share    kept   share"
     lines = [head + "  target missing" if target else head]
     for b, (had, kept) in enumerate(zip(histogram(before), histogram(after))):
@@ -134,7 +137,8 @@ def report(before: Sequence[float], after: Sequence[float], target: Sequence[flo
 
 def digest(x: Sample) -> str:
     """What a score depends on in a question: after an edit it is scored again. The data may move
-    as a whole, so images count by their paths below their common folder."""
+    as a whole, so images count by their paths below their common folder.
+    """
     root = os.path.commonpath([os.path.dirname(name) for name in x.images]) or "."
     names = [os.path.relpath(name, root) for name in x.images]
     asked = [plain(x.question), plain(x.answer), *names]

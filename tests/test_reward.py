@@ -3,6 +3,7 @@
 The cases named after mathruler and math-verify are faults measured in mathruler 0.1.0 and
 math-verify 0.9.0."""
 
+import doctest
 import threading
 from pathlib import Path
 
@@ -351,6 +352,10 @@ GOLDS = [
     ("True", None),
     ("dog", None),
 ]
+
+
+def test_doctests():
+    assert doctest.testmod(boxed_module).failed == 0
 
 
 def cases(table):

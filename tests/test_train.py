@@ -180,6 +180,7 @@ def test_sync_is_exact_and_caches_are_dropped(torchrun, digits, tmp_path):
     )  # the controls: a sync forgotten, or an image embedding kept, shows
     assert gaps["vision moved, no sync"] > 1e-3, gaps
     assert gaps["reproducible"] == 1.0 and gaps["banned sampled"] == 0.0, gaps
+    assert gaps["more tokens than a batch holds"] > 8192 and gaps["all sampled"] == 1.0
 
 
 # --- The script ---

@@ -78,6 +78,9 @@ same = engine.generate(prompts, n=3, seeds=range(len(prompts)), temperature=1.0)
 gaps["reproducible"] = float(
     same == engine.generate(prompts, n=3, seeds=range(len(prompts)), temperature=1.0)
 )
+many = engine.generate(prompts, n=20, seeds=range(len(prompts)), temperature=1.0)
+gaps["more tokens than a batch holds"] = sum(len(p.ids) for p in prompts) * 20
+gaps["all sampled"] = float(all(len(group) == 20 for group in many))
 gaps["banned sampled"] = float(any(i in o.ids for g in same for o in g for i in engine.banned))
 engine.close()
 if rank == 0:
