@@ -4,6 +4,7 @@ The cases named after mathruler and math-verify are faults measured in mathruler
 math-verify 0.9.0."""
 
 import doctest
+import json
 import threading
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import rewards
+import rewards.boxed as boxed_module
 from rewards.boxed import (
     ACCURACY_WEIGHT,
+    CALCULATOR,
     FORMAT_WEIGHT,
     accuracy,
     boxed,
@@ -513,3 +517,122 @@ GOLD = st.one_of(
 def test_gold_is_right_and_only_the_box_counts(gold, other, before, after):
     assert accuracy(box(gold), gold) == 1.0
     assert accuracy(before + box(other) + after, gold) == accuracy(box(other), gold)
+
+
+UNSEEN = [
+    json.loads(line) for line in (ROOT / "tests/fixtures/grades.jsonl").read_text().splitlines()
+]
+
+
+@pytest.mark.parametrize("case", UNSEEN, ids=[f"{c['box']} for {c['answer']}" for c in UNSEEN])
+def test_pairs_by_somebody_who_had_not_read_the_grader(case):
+    assert accuracy(box(case["box"]), case["answer"], case["options"]) == case["right"]
+
+
+LETTERS = {"A": "red", "B": "round", "C": "small", "D": "old"}
+
+
+@pytest.mark.parametrize(
+    "given_, gold, right",
+    [
+        ("CA", "AC", 1),
+        ("A and C", "AC", 1),
+        ("A: red, C: small", "AC", 1),
+        ("A", "AC", 0),
+        ("A, B, C", "AC", 0),
+        ("C, A, B, D", "CABD", 1),
+        ("ABCD", "CABD", 0),
+        ("(B)", "(B)", 1),
+        ("round", "B", 1),
+        ("B", "round", 1),
+    ],
+)
+def test_several_letters_under_options_of_text(given_, gold, right):
+    """A proper part of the options is a set; all of them are an order."""
+    assert accuracy(box(given_), gold, LETTERS) == right
+
+
+@pytest.mark.parametrize(
+    "given_, gold",
+    [
+        (r"1\,234\,567", "1234567"),
+        ("1\u2009234\u2009567", "1234567"),
+        ("1.2e-3", "0.0012"),
+        ("1.2E3", "1200"),
+        (r"15 \text{ cm}^2", "15"),
+        (r"15 \text{ cm}^{2}", "15 cm^2"),
+        (r"x \le 2", r"x \leq 2"),
+        (r"x \leqslant 2", "x <= 2"),
+        (r"2 \ge x", r"x \leq 2"),
+        (r"5 \text{ apples}", "5"),
+        ("5", "5 apples"),
+        ("3只", "3"),
+    ],
+)
+def test_ways_to_write_a_quantity(given_, gold):
+    assert accuracy(box(given_), gold) == 1.0
+
+
+@pytest.mark.parametrize(
+    "given_, gold",
+    [
+        ("1 234 567", "1,234,568"),
+        ("1.2e-3", "0.012"),
+        ("15 cm", "15 cm^2"),
+        ("x < 2", r"x \leq 2"),
+        (r"x \ge 2", r"x \leq 2"),
+        ("5 apples and 7 pears", "5"),
+        ("5 dozen", "5"),
+        ("5 hundred", "5"),
+        ("5 images", "5 apples"),
+        ("5 pears", "5 apples"),
+        ("3 or 5", "3"),
+    ],
+)
+def test_near_quantities_are_wrong(given_, gold):
+    assert accuracy(box(given_), gold) == 0.0
+
+
+def test_memory_stays_flat_over_many_formulas():
+    """math-verify's parser keeps every sentence that it has met: its process is replaced."""
+    assert accuracy(box("x+x"), "2x") == 1.0
+    first = CALCULATOR.child.pid
+    CALCULATOR.asked = CALCULATOR.LIFE
+    assert accuracy(box("x+y+x"), "2x+y") == 1.0
+    assert CALCULATOR.child.pid != first and CALCULATOR.asked < 10
+
+
+def test_a_term_that_takes_too_long_is_wrong_and_the_next_is_not(monkeypatch):
+    monkeypatch.setattr(CALCULATOR, "SECONDS", 0.0)
+    assert CALCULATOR.value("a+b+1") is None
+    monkeypatch.setattr(CALCULATOR, "SECONDS", 1.5)
+    assert CALCULATOR.value("a+b+1") is not None
+
+
+REWARD = """
+def brief(response, answer, options):
+    return float(len(response) < 5)
+
+def accuracy(response, answer, options):
+    return 0.5
+"""
+
+
+def test_a_reward_of_the_user(tmp_path):
+    (tmp_path / "mine.py").write_text(REWARD)
+    grader = rewards.load(f"{tmp_path}/mine.py:brief")
+    assert grader.reward("1234", "A", {}) == 1.0 and grader.accuracy("", "A", {}) == 0.5
+
+
+def test_a_reward_without_accuracy_keeps_the_default(tmp_path):
+    (tmp_path / "mine.py").write_text("def zero(response, answer, options):\n    return 0.0\n")
+    assert rewards.load(f"{tmp_path}/mine.py:zero").accuracy(box("A"), "A", {}) == 1.0
+
+
+@pytest.mark.parametrize("spec", ["none.py:f", "mine.py", "mine.py:other", ":f", "mine.py:"])
+def test_a_missing_file_or_function_is_one_sentence(tmp_path, monkeypatch, spec):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("f = 1\n")
+    with pytest.raises(SystemExit) as end:
+        rewards.load(spec)
+    assert spec in str(end.value) and "\n" not in str(end.value)
