@@ -171,8 +171,10 @@ def read_scores(path: Path, samples: Sequence[Sample], settings: dict) -> dict[s
     scores = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
-        if row["settings"] == settings and row["question"] == now.get(row["id"]):
-            scores[row["id"]] = row["accuracy"]
+        name = row["id"]
+        same_question = row["question"] == now.get(name)
+        if same_question and row["settings"] == settings:
+            scores[name] = row["accuracy"]
     return scores
 
 
@@ -274,7 +276,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         mend(path)
 
     names = ("model", "rollouts", "max_tokens", "max_pixels", "seed", "reward")
-    settings = {name: getattr(args, name) for name in names}
+    settings = {}
+    for name in names:
+        settings[name] = getattr(args, name)
     settings["weights"] = weights_digest(args.model)
     settings = gather(settings, world)[0]  # a model's folder may differ on another machine
     known = read_scores(path, samples, settings)
@@ -286,10 +290,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     known = read_scores(path, samples, settings)
     scores = [known[x.id] for x in samples]
-    kept = within(scores, *args.keep) if args.keep else resample(scores, target, args.seed)
+    if args.keep:
+        low, high = args.keep
+        kept = within(scores, low, high)
+        target = None
+    else:
+        kept = resample(scores, target, args.seed)
     write_kept(args.data, out, samples, scores, kept)
     after = [scores[i] for i in kept]
-    print(report(scores, after, None if args.keep else target))
+    print(report(scores, after, target))
 
 
 if __name__ == "__main__":
