@@ -295,6 +295,10 @@ def copies(x: Sample, n_s: int, alpha_t: float, seed: int, step: int) -> list[Co
     if alpha_t < 1.0 and random.Random(f"{seed}/{step}/{x.id}").random() >= alpha_t:  # the coin
         return [original] * (n_s + 1)
 
+    if len(movable) == 2:  # there is one other order
+        sigma = identity[: x.stem] + movable[::-1]
+        return [original] + [Copy(permute(x, sigma), sigma)] * n_s
+
     group = [original]
     used = {movable}
     for copy in range(1, n_s + 1):
@@ -390,7 +394,7 @@ def sample_of(row: dict, where: str = "", folder: str = "") -> Sample:
         permutable, why = False, "two of its images are one file"
     return Sample(
         id=row["id"],
-        images=tuple(os.path.join(folder, name) for name in row["images"]),
+        images=paths_in(folder, row["images"]),
         question=question,
         answer=answer,
         permute=permutable,
@@ -400,6 +404,13 @@ def sample_of(row: dict, where: str = "", folder: str = "") -> Sample:
         where=where,
         why=why,
     )
+
+
+def paths_in(folder: str, names: Sequence[str]) -> tuple[str, ...]:
+    """The names as paths that begin with `folder`, as they are where it is ""."""
+    if not folder:
+        return tuple(names)
+    return tuple(os.path.normpath(os.path.join(folder, name)) for name in names)
 
 
 def names_a_file_twice(names: Sequence[str]) -> bool:
@@ -457,13 +468,10 @@ def load(path: str | Path, check_images: bool = True, absolute: bool = True) -> 
 
 def shown(x: Sample, sigma: Sequence[int], folder: str) -> dict:
     """A permuted sample as the model and the grader see it; image paths begin with `folder`."""
-    images = (
-        [os.path.normpath(os.path.join(folder, name)) for name in x.images] if folder else x.images
-    )
     return {
         "id": x.id,
         "sigma": list(sigma),
-        "images": images,
+        "images": paths_in(folder, x.images),
         "question": plain(x.question),
         "answer": plain(x.answer),
     }
@@ -521,6 +529,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         folder = os.path.relpath(Path(args.data).parent, Path(args.out).parent)
+        folder = "" if folder == "." else folder
         out = open(args.out, "w", encoding="utf-8")
 
     permuted, written, stayed = 0, 0, Counter()
