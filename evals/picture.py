@@ -90,7 +90,7 @@ def draw(group: Group, path: str) -> None:
     n = len(group.rollouts) // 2
     for k, (copy, y) in enumerate(zip(group.copies, (0.42, 0.04))):
         x, colour = copy.sample, (BLUE, ORANGE)[k]
-        said = f"permuted, sigma = {tuple(s + 1 for s in copy.sigma)}" if k else "given order"
+        said = f"permuted, sigma = {copy.sigma}" if k else "given order"
         figure.text(0.02, y + 0.31, said, fontsize=11, weight="bold", color=colour)
         for slot, image in enumerate(x.images):
             axes = figure.add_axes([0.02 + 0.068 * slot, y + 0.15, 0.062, 0.14])
