@@ -2,8 +2,8 @@
 
 A question the model always solves, or never, gives a group without spread and no gradient. So
 before training each question is answered 10 times and scored with its raw accuracy: the shaped
-reward would count good form as half-solved. Fig. 3b shows the histograms before and after (means
-0.78 and 0.38), but not the rule between them. Ours, without replacement:
+reward would count good form as a tenth of an answer. Fig. 3b shows the histograms before and
+after (means 0.78 and 0.38), but not the rule between them. Ours, without replacement:
 
     keep_b = min(have_b, round(target_b N)),   b = 0, 0.1, .. 1,
 

@@ -15,7 +15,7 @@ With n_s = 0 these are Eqs. (2)-(3), plain GRPO. Where we differ:
   and average over the tokens inside each rollout (`rollout_mean`); the release averages over all
   tokens of a micro-batch (`token_mean` is that mean over the mini-batch).
 * The engine that samples and the model that learns compute pi_old a little differently. A truncated
-  importance weight corrects that; in float32 it is 1.
+  importance weight corrects that; in float32 it is 1, but for rounding.
 * The release's spread has 1/(N-1) and a constant; ours is the printed one, and no spread gives
   exactly 0.
 * The paper names no eps; 0.2 is the release's.

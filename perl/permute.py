@@ -17,7 +17,7 @@ writes them):
     [[3|B]]                              with one stem image, option B is the image in slot 3
 
 So permuting is arithmetic: a mark [[k|word]] becomes [[q(k)|the word of its form for that slot]],
-and nothing else changes. It is exact, it can be undone, and it never has to refuse.
+and nothing else changes. It is exact, it can be undone, and works for every row that `load` takes.
 
 Where we differ: the paper asks GPT-4o for S and for the new answer; here the marks decide both.
 The release edits no text and flips A and B instead, which is wrong for "the left image shows a
