@@ -48,10 +48,12 @@ from perl.permute import (
     CARDINALS,
     CHINESE,
     MARK,
+    NUMERALS,
     OLD_KINDS,
     ORDINALS,
     DataError,
     mistake,
+    names_a_file_twice,
     plain,
     rows,
     sample_of,
@@ -112,9 +114,6 @@ SOFT = (  # an image only in a text that does not speak of images besides
     r"|figs?\b\.?|#(?=\d)|(?:option|choice|candidate)s?(?= [#(]?\d))"
 )
 SIDE = "(?:left|right)(?:-?hand|most)?|top|bottom|upper|lower|middle|central|center|centre"
-NUMERALS = [
-    f"{k}{'st' if k == 1 else 'nd' if k == 2 else 'rd' if k == 3 else 'th'}" for k in range(1, 21)
-]
 NTH = one_of([*ORDINALS, *NUMERALS])  # "third", "3rd"
 COUNT = one_of(CARDINALS)  # "three"
 HAN = "(?:十[一二三四五六七八九]|二十|[一二三四五六七八九十])"  # 三, 十二
@@ -232,9 +231,8 @@ TOKEN = (  # one word of a name
 WORD = re.compile(rf"{TOKEN}(?:{TO}{TOKEN})?")
 JOIN = re.compile(TO)
 FIRST_OR_LAST = re.compile(r"(first|initial|last|final|最?[前后]) ?(.+)")
-SIZES = {word: k for k, word in enumerate(CARDINALS, 1)} | {
-    word: k for k, word in enumerate("一两三四五六七八九", 1)
-}
+SIZES = {word: k for k, word in enumerate(CARDINALS, 1)}
+SIZES |= {word: k for k, word in enumerate("一二三四五六七八九", 1)} | {"两": 2}
 
 
 @dataclass(frozen=True)
@@ -726,7 +724,7 @@ def check_leftover(
     their order. story_is_fine: a recipe knows its template; of several turns, too.
     """
     for m in THESE_HAN.finditer(text):
-        if SIZES.get(m[1]) == n or m[1] == "二" == "一二三四五六七八九十"[n - 1 : n]:
+        if SIZES.get(m[1]) == n:
             text = text.replace(m[0], " " * len(m[0]))
     text = TELLS_HOW.sub("", text).translate(BRACKETS)
 
@@ -750,6 +748,7 @@ def check_leftover(
 # --- Placeholders and formulas are hidden before names are looked for ---------------------------
 
 HOLE, NOTHING, FORMULA = "\1", "\0", "\2"
+HIDDEN_IMAGE = HOLE + NOTHING * (len("<image>") - 1)
 LABEL = r"\n\(?[A-Z][.):、]?\s*"  # "\n(A) "
 LEAD = re.compile(
     rf"(?:^|[.?!。？！>]|[（(]\s*[)）]|(?i:images|pictures|photos|options)\W*|图片?\W*)\s*(?:{LABEL})?$"
@@ -1195,7 +1194,7 @@ def names(text: str, n_images: int, stem: int = 0) -> str:
     Raises Unclear where a name is in a way unknown here; a story or several turns are the
     recipe's to judge.
     """
-    hidden = hide_formulas(re.sub("<image>", HOLE + NOTHING * 6, text))
+    hidden = hide_formulas(text.replace("<image>", HIDDEN_IMAGE))
     found = find_names(hidden, n_images)
     check_leftover(masked(hidden.lower(), found), n_images, story_is_fine=True)
     return marks_of(text, [word for name in found for word in name.words], n_images, stem)[0]
@@ -1220,9 +1219,8 @@ class Verdict:
 
 def picture_options(options: Sequence[Option], n: int) -> int:
     """How many leading options are images; the rest, such as "None of these", must name none."""
-    hole = HOLE + NOTHING * 6
     pictures = [option for option in options if option.text.startswith(HOLE)]
-    if any(option.text.rstrip(" .,;") != hole for option in pictures):
+    if any(option.text.rstrip(" .,;") != HIDDEN_IMAGE for option in pictures):
         raise Unclear(Reason.OPTIONS, "more than an image in an option")
     if pictures != list(options[: len(pictures)]):
         raise Unclear(Reason.OPTIONS, "images among other options")
@@ -1239,8 +1237,7 @@ def judge(
     """
     if set(question + answer) & {HOLE, NOTHING, FORMULA}:
         raise Unclear(Reason.PLACEHOLDERS, "control characters")
-    visible = hide_formulas(question)
-    options = find_options(re.sub("<image>", HOLE + NOTHING * 6, visible))
+    options = find_options(hide_formulas(question).replace("<image>", HIDDEN_IMAGE))
     pictures = picture_options(options, n)
     if LABEL_AFTER_IMAGE.search(question):
         raise Unclear(Reason.CAPTION, "a label after an image")
@@ -1499,10 +1496,10 @@ def equal_pictures(paths: Sequence[Path]) -> bool:
         if path.is_file():
             seen.setdefault(path.stat().st_size, []).append(path)
     for same_size in seen.values():
-        digests = {
-            hashlib.sha256(path.read_bytes()).digest() for path in same_size if len(same_size) > 1
-        }
-        if len(same_size) > 1 and len(digests) < len(same_size):
+        if len(same_size) < 2:
+            continue
+        digests = {hashlib.sha256(path.read_bytes()).digest() for path in same_size}
+        if len(digests) < len(same_size):
             return True
     return False
 
@@ -1515,7 +1512,7 @@ def unmarked(question: str, answer: str, n: int) -> list[str]:
     for text in (question, answer):
         bare, spans = plain(text), marked_spans(text)
         try:
-            found = find_names(hide_formulas(re.sub("<image>", HOLE + NOTHING * 6, bare)), n)
+            found = find_names(hide_formulas(bare.replace("<image>", HIDDEN_IMAGE)), n)
         except Unclear:
             continue
         for name in found:
@@ -1540,15 +1537,20 @@ def separated(text: str) -> str:
     return re.sub(r"\[(?=\[\d+\|)", "[ ", text)
 
 
-def mark(row: dict, folder: Path = Path()) -> Verdict:
-    """The verdict on one raw row, its images relative to `folder`. Raises DataError for a row
-    without the fields.
-    """
+def check_fields(row: dict) -> None:
+    """Raises DataError for a raw row without the fields that the rules read."""
     for name, kind in {"images": list, "question": str, "answer": str}.items():
         if type(row.get(name)) is not kind:
             raise DataError(
                 f"{name}: must be a {kind.__name__}" if name in row else f"{name}: missing"
             )
+
+
+def mark(row: dict, folder: Path = Path()) -> Verdict:
+    """The verdict on one raw row, its images relative to `folder`. Raises DataError for a row
+    without the fields.
+    """
+    check_fields(row)
     question, answer, images = row["question"], row["answer"], row["images"]
     kind = row["order"] if row.get("order") in OLD_KINDS and "permute" not in row else ""
     declared = row["permute"] if "permute" in row else kind != "fixed" if kind else None
@@ -1560,7 +1562,7 @@ def mark(row: dict, folder: Path = Path()) -> Verdict:
             raise Unclear(Reason.DECLARED)
         if len(images) < 2:
             raise Unclear(Reason.ONE_IMAGE)
-        if len({os.path.normpath(name) for name in images}) < len(images):
+        if names_a_file_twice(images):
             raise Unclear(Reason.EQUAL)
         if equal_pictures([folder / name for name in images]):
             raise Unclear(Reason.EQUAL)
@@ -1592,11 +1594,10 @@ def result_of(row: dict, source: Path, out: Path) -> Result:
     """One raw row of the file `source`, marked for the file `out`: image paths are relative to
     it.
     """
-    verdict = mark(row, source.parent)  # checks the fields, too
+    check_fields(row)
     images = [os.path.relpath(source.parent / name, out.parent) for name in row["images"]]
-    kept = {name: value for name, value in row.items() if name not in ("why", "order")}
-    if row.get("order") not in OLD_KINDS and "order" in row:
-        kept["order"] = row["order"]
+    replaced = ("why", "order") if row.get("order") in OLD_KINDS else ("why",)
+    kept = {name: value for name, value in row.items() if name not in replaced}
     if is_marked(row):
         sample_of(
             {"id": "", **row}
@@ -1608,6 +1609,7 @@ def result_of(row: dict, source: Path, out: Path) -> Result:
         )
         return Result(kept | {"images": images, "permute": permute}, verdict, missed)
 
+    verdict = mark(row, source.parent)
     text = {"question": verdict.question, "answer": verdict.answer, "permute": verdict.permute}
     stem = {"stem": verdict.stem} if verdict.stem else {}
     why = {"why": explanation(verdict)} if verdict.reason else {}

@@ -37,7 +37,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from textwrap import shorten
 
-import torch.distributed as dist
 from PIL import Image
 from tqdm import tqdm
 
@@ -49,6 +48,7 @@ from perl.rollout import (
     add_engine_arguments,
     chat,
     check_control_tokens,
+    gather,
     join_torchrun,
     open_image,
     reading,
@@ -204,9 +204,7 @@ def evaluate(
                 )
             bar.update(len(chunk))
             bar.set_postfix(accuracy=f"{sum(r['right'] for r in records) / len(records):.3f}")
-    ranks = [None] * world
-    dist.all_gather_object(ranks, records)
-    return [record for part in ranks for record in part]
+    return [record for part in gather(records, world) for record in part]
 
 
 # --- Asking any model ---
@@ -329,8 +327,7 @@ def longest_prompt(
         )
     except DataError as error:
         mine = error
-    ranks = [None] * world
-    dist.all_gather_object(ranks, mine)
+    ranks = gather(mine, world)
     for mistake in ranks:
         if isinstance(mistake, DataError):
             raise mistake

@@ -472,10 +472,8 @@ def same_quantity(box: str, gold: str) -> bool:
     gold_name, gold_term, gold_unit = quantity(gold)
     if box_name and gold_name and box_name != gold_name:
         return False
-    if box_unit and gold_unit and box_unit != gold_unit and "%" not in (box_unit, gold_unit):
+    if box_unit and gold_unit and box_unit != gold_unit:
         return False
-    if {box_unit, gold_unit} > {"%"} and len({box_unit, gold_unit, "", "%"}) > 2:
-        return False  # 5% is not 5 cm
     y = value(gold_term)
     if y is None:
         return False
@@ -493,13 +491,9 @@ def quantity(text: str) -> tuple[str, str, str]:
     "cm").
     """
     counted = COUNTED.fullmatch(text)
-    if counted and not NOT_COUNTED.search(counted[2] or ""):
-        if (
-            not re.fullmatch(UNIT, " " + (counted[2] or ""), re.A)
-            and not QUANTITY.fullmatch(text)[3]
-        ):
-            return "", counted[1] or counted[3], counted[2] or counted[4]
     name, term, unit = QUANTITY.fullmatch(text).groups("")
+    if counted and not unit and not NOT_COUNTED.search(counted[2] or ""):
+        return "", counted[1] or counted[3], counted[2] or counted[4]
     return name, term, unit
 
 
