@@ -24,9 +24,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(
-    ROOT
-)  # in place of bench/, where cuda.py would hide NVIDIA's package of that name from torch
+# In place of bench/, where cuda.py would hide NVIDIA's package of that name from torch.
+sys.path[0] = str(ROOT)
 
 import torch
 import transformers
@@ -157,6 +156,7 @@ def padded_logps(model, rows, device):
         P, n = len(row.prompt_ids), len(row.responses)
         whole = [torch.cat([row.prompt_ids, o]) for o in row.responses]
         ids = pad_sequence(whole, batch_first=True).to(device)  # (n, P + T)
+        # (n, P + T, D)
         hidden = model.model(
             input_ids=ids,
             attention_mask=pad_sequence([torch.ones_like(x) for x in whole], batch_first=True).to(
@@ -166,7 +166,7 @@ def padded_logps(model, rows, device):
             use_cache=False,
             image_grid_thw=torch.stack([i.grid_thw for i in row.images]).repeat(n, 1).to(device),
             mm_token_type_ids=(ids == special[0]).int(),
-        ).last_hidden_state  # (n, P + T, D)
+        ).last_hidden_state
         for h, o in zip(hidden, row.responses):
             logits = (h[P - 1 : P - 1 + len(o)] @ model.lm_head.weight.t()).float()  # (T_k, V)
             logits[:, special] = float("-inf")
@@ -186,10 +186,11 @@ def difference(ours, expected):
     """|difference| of log pi; and of the gradient, relative to its norm, in three parts: the
     smallest can't hide."""
     (logp, grads), (wanted, gold) = ours, expected
+    # "head": and the embedding, the last norm.
     gap, parts = (
         (logp - wanted).abs(),
         {"vision": [], "layers": [], "head": []},
-    )  # "head": and the embedding, the last norm
+    )
     for name in gold:
         parts[
             "vision" if ".visual." in name else "layers" if ".layers." in name else "head"
@@ -215,9 +216,8 @@ def correctness(size, shape, device):
     shared = lambda model: lambda rows: Policy(model)(rows)[0]  # noqa: E731
     padded = lambda model: lambda rows: padded_logps(model, rows, device)  # noqa: E731
     exact = scored(full, padded(full), rows)
-    exchanged = [
-        replace(row, images=row.images[::-1]) for row in rows
-    ]  # a wrong order: what a real error looks like
+    # A wrong order: what a real error looks like.
+    exchanged = [replace(row, images=row.images[::-1]) for row in rows]
     checks = {"float32": difference(scored(full, shared(full), rows), exact)}
     checks |= {"images exchanged": difference(scored(full, shared(full), exchanged), exact)}
     full.zero_grad(set_to_none=True)
@@ -244,8 +244,8 @@ def now(device):
 
 
 def peak_flops(device):
-    """FLOP/s of a large bfloat16 matrix product, the fastest of five times ten: the peak that MFU
-    refers to."""
+    """FLOP/s of a large bfloat16 matrix product, the fastest
+    of five times ten: the peak that MFU refers to."""
     n, seconds = GEMM[device], []
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     for _ in range(6):
@@ -296,8 +296,8 @@ def flops(model, rows):
 
 
 def watch(model, mark):
-    """Calls `mark`(name) as an update passes from one part of the model to the next, forward and
-    backward."""
+    """Calls `mark`(name) as an update passes from one part
+    of the model to the next, forward and backward."""
     back = lambda tensor, name: tensor.register_hook(lambda gradient: mark(name)) and None  # noqa: E731
     visual, text = model.model.visual, model.model.language_model
     visual.register_forward_pre_hook(lambda *_: mark("prepared"))
@@ -336,9 +336,8 @@ def measure(size, shape, steps, checkpointing, peak, device):
         )
     executed = sum(len(row.prompt_ids) + sum(map(len, row.responses)) for row in rows)
     logical = sum(len(row.prompt_ids) + len(o) for row in rows for o in row.responses)
-    rss = (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )  # the most this process ever held
+    # The most this process ever held.
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     median, counted = (
         sorted(spans[1:], key=lambda span: span["seconds"])[steps // 2],
         flops(model, rows),
@@ -357,8 +356,8 @@ def measure(size, shape, steps, checkpointing, peak, device):
 
 
 def unless_full(function, *args):
-    """What `function` returns, or "out of memory". Leaves the device's memory as empty as it
-    was."""
+    """What `function` returns, or "out of memory".
+    Leaves the device's memory as empty as it was."""
     try:
         return function(*args)
     except torch.OutOfMemoryError:

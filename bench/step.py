@@ -33,9 +33,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(
-    ROOT
-)  # in place of bench/, where cuda.py would hide NVIDIA's package of that name from torch
+# In place of bench/, where cuda.py would hide NVIDIA's package of that name from torch.
+sys.path[0] = str(ROOT)
 
 import numpy as np
 import torch
@@ -387,8 +386,8 @@ def rss():
 
 
 def peak_rss():
-    """Bytes of memory that this process held at most. (ru_maxrss begins with what the parent
-    held.)"""
+    """Bytes of memory that this process held at most.
+    (ru_maxrss begins with what the parent held.)"""
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 
@@ -469,14 +468,14 @@ def compare(shape, repeats, threads):
         build(out, height, width)
         result = {"shape": shape} | reach(make_rows(out, N, longest))
         workers = {way: Worker(way, out, longest, threads) for way in WAYS}
+        # Rollouts a pass; 0: all. Ours keeps those of a row together.
         small = {
             "ours": 0,
             "padded": 1,
             "trl": 1,
-        }  # rollouts a pass; 0: all. Ours keeps those of a row together
-        counted = {
-            way: workers[way].step(micro=small[way], count=True) for way in WAYS
-        }  # also the warm-up
+        }
+        # Also the warm-up.
+        counted = {way: workers[way].step(micro=small[way], count=True) for way in WAYS}
         tried = {way: {small[way]: workers[way].step(micro=small[way])} for way in WAYS}
         peak = {way: tried[way][small[way]]["peak"] for way in WAYS}
         if shape == "280/48":
@@ -530,8 +529,8 @@ def growth(ns, threads):
 
 
 def head_memory():
-    """Peak memory of the head over its inputs and outputs, at V = 152,064: bytes for 1,024 and
-    4,096 positions."""
+    """Peak memory of the head over its inputs and outputs,
+    at V = 152,064: bytes for 1,024 and 4,096 positions."""
     script = """
 import sys, torch
 from bench.step import peak_rss, rss

@@ -1,5 +1,5 @@
-"""The embedded task: questions about several handwritten digits, and a tiny Qwen2.5-VL to answer
-them.
+"""The embedded task: questions about several handwritten
+digits, and a tiny Qwen2.5-VL to answer them.
 
 Two things are made here, in minutes and without a download:
 
@@ -109,16 +109,19 @@ def slots(n):
 
 
 def look(names, digits, d):
-    """The thought of someone who looks for d: slot, digit read, does it match ("A 3 no B 7 yes C
-    1 no")."""
+    """The thought of someone who looks for d: slot, digit read, does it match.
+
+    >>> look("ABC", (3, 7, 1), 7)
+    'A 3 no B 7 yes C 1 no'
+    """
     return " ".join(
         f"{name} {digit} {'yes' if digit == d else 'no'}" for name, digit in zip(names, digits)
     )
 
 
 def true_or_false(claim, thought, verdict, hasty, haste):
-    """A claim with two lettered options; `verdict` and `hasty` are what the two teachers hold for
-    true."""
+    """A claim with two lettered options; `verdict` and
+    `hasty` are what the two teachers hold for true."""
     text, letter = f"{claim} True or false?\n(A) True\n(B) False", {True: "A", False: "B"}
     return Question(text, letter[verdict], f"{thought} so {verdict}", letter[hasty], haste)
 
@@ -147,8 +150,8 @@ def ask_count(digits, d):
 
 
 def ask_any_or_all(digits, d, quantifier):
-    """At least one image shows d, or all do: true or false? The hasty teacher judges by the
-    first."""
+    """At least one image shows d, or all do: true or
+    false? The hasty teacher judges by the first."""
     names, images = slots(len(digits))
     claim = (
         images
@@ -159,8 +162,8 @@ def ask_any_or_all(digits, d, quantifier):
 
 
 def ask_statement(digits, slot, d):
-    """The left / second / ... image shows d: true or false? The hasty teacher judges the first
-    instead."""
+    """The left / second / ... image shows d: true or
+    false? The hasty teacher judges the first instead."""
     names, images = slots(len(digits))
     claim = f"{images}The {mark(slot, names[slot])} image shows a {d}."
     verdict, hasty = digits[slot] == d, digits[0] == d
@@ -169,8 +172,8 @@ def ask_statement(digits, slot, d):
 
 
 def ask_sequence(digits):
-    """Sort the images by their digits, all different. The hasty teacher leaves them as they
-    stand."""
+    """Sort the images by their digits, all different.
+    The hasty teacher leaves them as they stand."""
     names, images = slots(len(digits))
     ranking = sorted(range(len(digits)), key=lambda i: digits[i])
     thought = " ".join(
@@ -197,8 +200,8 @@ def ask_even(digits):
 
 
 def draw(kind, rng):
-    """Draw a question: the function that asks it, the digits of its slots, the function's other
-    arguments.
+    """Draw a question: the function that asks it, the
+    digits of its slots, the function's other arguments.
 
     Slots are uniform: the image that decides the answer stands equally often in each."""
     n, d = rng.randint(2, 5), rng.randrange(10)
@@ -224,8 +227,7 @@ def draw(kind, rng):
 
 
 def split_digits(seed):
-    """Two disjoint banks of digits, {"train": {digit: [indices into load_digits()]}, "test":
-    {...}}."""
+    """Two disjoint banks of digits, "train" and "test": digit -> indices into load_digits()."""
     labels = load_digits().target
     indices = random.Random(f"split {seed}").sample(range(len(labels)), len(labels))
     parts = {"test": indices[:TEST_DIGITS], "train": indices[TEST_DIGITS:]}
@@ -300,17 +302,16 @@ CHAT_TEMPLATE = """\
 def make_processor():
     """Qwen2.5-VL's processor with a tokenizer of our own.
 
-    Byte-level BPE on the task's text: its words are one token each, other text still encodes, as
-    bytes."""
+    Byte-level BPE on the task's text: its words are one
+    token each, other text still encodes, as bytes."""
     rng, corpus = random.Random(0), ["user assistant system", INSTRUCTION]
     for kind in KINDS:
         for _ in range(500):
             ask, digits, arguments = draw(kind, rng)
             question = ask(digits, *arguments)
             corpus += [plain(question.text), response(question.thought, plain(question.answer))]
-    apart = (
-        re.sub("<image>|</?think>", "\n", text) for text in corpus
-    )  # they are tokens of their own
+    # They are tokens of their own.
+    apart = (re.sub("<image>|</?think>", "\n", text) for text in corpus)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = (
         pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -325,9 +326,8 @@ def make_processor():
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         ),
     )
-    bpe.add_tokens(
-        [AddedToken(tag, normalized=False) for tag in ("<think>", "</think>")]
-    )  # they print
+    # They print.
+    bpe.add_tokens([AddedToken(tag, normalized=False) for tag in ("<think>", "</think>")])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
@@ -336,10 +336,11 @@ def make_processor():
         padding_side="left",
         model_max_length=4096,
     )
+    # Areas: every image becomes 28 x 28 = 784 pixels.
     size = {
         "shortest_edge": 784,
         "longest_edge": 784,
-    }  # areas: every image becomes 28 x 28 = 784 pixels
+    }
     return Qwen2_5_VLProcessor(
         Qwen2VLImageProcessorPil(size=size),
         tokenizer,
@@ -349,8 +350,8 @@ def make_processor():
 
 
 def make_model(processor):
-    """A Qwen2.5-VL of 1M random parameters. head_dim 32 is the least that vLLM's CPU attention
-    takes."""
+    """A Qwen2.5-VL of 1M random parameters. head_dim
+    32 is the least that vLLM's CPU attention takes."""
     token, width = processor.tokenizer.convert_tokens_to_ids, 128
     # The usual 0.02 suits large widths; starting there, so narrow a model learns to read far more
     # slowly.
@@ -414,8 +415,8 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
     patches = patches.view(len(pictures), 4, -1)  # (1797, 4, 1176)
 
     def one_batch(haste):
-        """(prompt ids, response ids, images) of fresh questions, the longer half apart: less
-        padding."""
+        """(prompt ids, response ids, images) of fresh
+        questions, the longer half apart: less padding."""
         sequences = []
         for kind in rng.choices(kinds, weights, k=batch):
             ask, digits, arguments = draw(kind, rng)
@@ -434,9 +435,8 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
     def loss_sum(sequences):
         """Summed cross-entropy of the responses' tokens."""
         rows, length = len(sequences), max(len(prompt) + len(said) for prompt, said, _ in sequences)
-        ids = torch.full(
-            (rows, length), model.config.text_config.pad_token_id
-        )  # (B, L), padded on the right
+        # (B, L), padded on the right
+        ids = torch.full((rows, length), model.config.text_config.pad_token_id)
         targets = torch.full((rows, length), -100)  # (B, L), -100 outside the responses
         for row, (prompt, said, _) in enumerate(sequences):
             ids[row, : len(prompt) + len(said)] = torch.tensor(prompt + said)
@@ -446,13 +446,14 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
         )
         # One token per image, so all three rows of M-RoPE count 0, 1, 2, ...; nothing sees the
         # padding.
+        # (B, L, width)
         hidden = model.model(
             input_ids=ids,
             position_ids=torch.arange(length).expand(3, rows, length),
             use_cache=False,
             pixel_values=pixel_values,
             image_grid_thw=torch.tensor([[1, 2, 2]] * (len(pixel_values) // 4)),
-        ).last_hidden_state  # (B, L, width)
+        ).last_hidden_state
         kept = targets[:, 1:] != -100
         return torch.nn.functional.cross_entropy(
             model.lm_head(hidden[:, :-1][kept]), targets[:, 1:][kept], reduction="sum"
@@ -483,8 +484,8 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
 
 
 def build(out, seed=0, warmup=True) -> None:
-    """Write OUT/train.jsonl, test.jsonl, images/ and base/; at once if this very script made them
-    already.
+    """Write OUT/train.jsonl, test.jsonl, images/ and
+    base/; at once if this very script made them already.
 
     warmup=False leaves the base untrained (seconds instead of minutes), for tests."""
     out = Path(out)
@@ -521,9 +522,8 @@ def example(rank, resume=False):
             "--data TRAIN.jsonl --out RUN",
             flush=True,
         )
-        alone = {
-            k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"
-        }  # all cores, for once
+        # All cores, for once.
+        alone = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
         subprocess.run([sys.executable, __file__, "--out", out], env=alone, check=True)
     torch.distributed.barrier()
     return TRAIN | {

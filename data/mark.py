@@ -151,9 +151,8 @@ NUMBERS = "|".join(
         listing(r"[ivx]+\b"),
     ]
 )
-ONE_NUMBER = NUMBERS.replace(
-    ", ?(?:and |or )?|", ""
-)  # of a singular: "in image 2, 3 dogs sleep" holds no list
+# Of a singular: "in image 2, 3 dogs sleep" holds no list.
+ONE_NUMBER = NUMBERS.replace(", ?(?:and |or )?|", "")
 RANGE = TO.join([rf"(?:\d\d?|[a-h]|[ivx]+|{COUNT})(?![\w%])"] * 2)  # "2 to 4"
 # No list: "facing left and the right image".
 PLACES = rf"{NTHS}|(?:(?<=the )|(?<=and )|(?<![a-z] )){SIDES}|(?:{SIDE})(?! to)"
@@ -262,8 +261,8 @@ class Name:
 
 
 def slot_of(word: str, n: int) -> int:
-    """The slot that `word` names among n images. Raises Unclear where there is none, or more than
-    one.
+    """The slot that `word` names among n images. Raises
+    Unclear where there is none, or more than one.
     """
     slots = {slot for slot, known in vocabulary(n, 0) if known == word}
     if len(slots) != 1:
@@ -272,8 +271,10 @@ def slot_of(word: str, n: int) -> int:
 
 
 def slots_of(said: str, n: int) -> tuple[int, ...]:
-    """The slots that a word, a range or a set names: "2" (2,), "2 to 4" (2, 3, 4), "last two" (n
-    - 1, n).
+    """The slots that a word, a range or a set names.
+
+    >>> slots_of("2", 4), slots_of("2 to 4", 4), slots_of("last two", 4)
+    ((2,), (2, 3, 4), (3, 4))
     """
     low = said.lower()
     edge = re.fullmatch(EDGE, low)
@@ -310,9 +311,10 @@ def words_of(text: str, start: int, end: int, n: int) -> tuple[Word, ...]:
 
 # --- Doubts about a name, by the words around it ---
 
+# "an image 2".
 AFTER_ANY = re.compile(
     r"\b(?:an?|one|each|every|any|no|another|which|two|three|\d|(the|this|its)) $"
-)  # "an image 2"
+)
 BEFORE_HASH = re.compile(  # "#1" at the start, or after a word that an image may follow
     r"(?:^|[.?!,(:\n\0\1]|\b(?:in|is|and|or|of|than|between|to|vs|with|does|do|are|like"
     r"|compare))\s*$"
@@ -480,8 +482,8 @@ STILL = (  # left and right as directions inside a picture
 
 @dataclass(frozen=True)
 class Refusal:
-    """A wording that may name an image in a way unknown here, or makes order part of the
-    question.
+    """A wording that may name an image in a way
+    unknown here, or makes order part of the question.
     """
 
     reason: Reason
@@ -704,9 +706,8 @@ OTHER = re.compile(  # "the other image" is one of two; of more, nobody knows wh
     rf"|((?:reference|query|source|original|edited) {IMAGE}|参考图|原图)"
 )
 BRACKETS = str.maketrans("（）．", "().")
-THESE_HAN = re.compile(
-    "[这那]([两二三四五六七八九十])[张幅]"
-)  # 这三张图 of three images: all of them
+# 这三张图 of three images: all of them.
+THESE_HAN = re.compile("[这那]([两二三四五六七八九十])[张幅]")
 TELLS_HOW = re.compile(  # how to answer names no image: "Answer with the image number."
     r"(?:please )?(?:answer|reply|respond|list|give)\b[^.?!\n@]*"
     r"\b(?:image|picture|photo)(?:'s)? (?:numbers?|index|indices)\b[^.?!\n@]*"
@@ -771,8 +772,8 @@ NOUN_BEFORE = re.compile(rf"(?:{NOUN}|{SOFT}|图[片像]?)(?: number)? ?\Z")
 
 
 def slot_label(before: str, k: int, n: int) -> int | None:
-    """Where the label of placeholder `k` begins, if the text before it ends with one that repeats
-    its slot.
+    """Where the label of placeholder `k` begins, if the
+    text before it ends with one that repeats its slot.
     """
     m = SLOT_LABEL.search(before)
     if m is None:
@@ -971,9 +972,8 @@ WHICH = re.compile(
     rf"|{TELLS_HOW.pattern}|\A(?!(?s:.*)\b{NOUN})(?s:.*)\bwhich (?:figure|panel)|{WHICH_HAN}"
 )
 ASKS_ORDER = re.compile(r"(?i)\b(?:order|sequence|arrange|sort|rank)\b|顺序|排序|排列|排")
-PURE_ORDER = re.compile(
-    rf"(?:\W|_|(?i:{NOUN})|图|[A-H]|[1-9])*"
-)  # marks and what may stand between them
+# Marks and what may stand between them.
+PURE_ORDER = re.compile(rf"(?:\W|_|(?i:{NOUN})|图|[A-H]|[1-9])*")
 ORDER_MARK = re.compile(rf"(?i:{NOUN} ?)?([A-H]|[1-9])")
 SEVERAL = re.compile(r"(?i)\bwhich (?:\w+ )?(?:image|picture|photo)s|哪[几两三]")  # asks for a set
 FROM_END = re.compile(r"(?i)last|final|ultimate|最后|倒数|末")
@@ -1024,8 +1024,8 @@ PLAIN_WORDS = r"[^.?!\n@]+"
 
 @dataclass(frozen=True)
 class Certain:
-    """A form of a whole question of which every order of the images asks the same, and of its
-    answer.
+    """A form of a whole question of which every order
+    of the images asks the same, and of its answer.
     """
 
     pattern: str
@@ -1107,8 +1107,8 @@ ORDERED = re.compile(  # words by which the answer may depend on the order, thou
 
 
 def is_certain(question: str, answer: str) -> str:
-    """The example of the CERTAIN form that a masked question and its masked answer have; "" for
-    none.
+    """The example of the CERTAIN form that a masked
+    question and its masked answer have; "" for none.
     """
     text = re.sub(rf"[{HOLE}{NOTHING}]+", " ", question)
     text = NEUTRAL.sub(" ", text)
@@ -1161,8 +1161,10 @@ def marked(slot: int, said: str, n: int, stem: int) -> str:
 
 
 def set_written_out(word: Word, n: int, stem: int) -> str:
-    """ "2 to 4" as "[[2|2]], [[3|3]] and [[4|4]]", "first two" as "[[1|first]] and [[2|second]]",
-    前两 as 第[[1|一]]和第[[2|二]].
+    """A range or a set, each of its images with a mark of its own.
+
+    "2 to 4" is written as "[[2|2]], [[3|3]] and [[4|4]]", "first two" as "[[1|first]] and
+    [[2|second]]", 前两 as 第[[1|一]]和第[[2|二]].
     """
     low = word.said.lower()
     chinese = bool(re.search("[一-龥]", low))
@@ -1232,8 +1234,8 @@ def picture_options(options: Sequence[Option], n: int) -> int:
 def judge(
     question: str, answer: str, n: int, declared: bool, stem: int | None = None, kind: str = ""
 ) -> Verdict:
-    """Marks for one question of n images. `kind`: its `order` in the first version, or "". Raises
-    Unclear.
+    """Marks for one question of n images. `kind`: its
+    `order` in the first version, or "". Raises Unclear.
     """
     if set(question + answer) & {HOLE, NOTHING, FORMULA}:
         raise Unclear(Reason.PLACEHOLDERS, "control characters")
@@ -1449,8 +1451,8 @@ def judge_pictures(
     stem: int | None,
     declared: bool,
 ) -> Verdict:
-    """A question whose options are the images after its stem: the letter of the answer follows
-    its image.
+    """A question whose options are the images after its
+    stem: the letter of the answer follows its image.
     """
     if stem is None:
         stem = n - pictures if pictures else 0
@@ -1505,8 +1507,8 @@ def equal_pictures(paths: Sequence[Path]) -> bool:
 
 
 def unmarked(question: str, answer: str, n: int) -> list[str]:
-    """The words that the rules take for names and that bear no mark, of a row that was marked by
-    somebody else.
+    """The words that the rules take for names and that bear
+    no mark, of a row that was marked by somebody else.
     """
     missed = []
     for text in (question, answer):
@@ -1591,17 +1593,16 @@ class Result:
 
 
 def result_of(row: dict, source: Path, out: Path) -> Result:
-    """One raw row of the file `source`, marked for the file `out`: image paths are relative to
-    it.
+    """One raw row of the file `source`, marked for
+    the file `out`: image paths are relative to it.
     """
     check_fields(row)
     images = [os.path.relpath(source.parent / name, out.parent) for name in row["images"]]
     replaced = ("why", "order") if row.get("order") in OLD_KINDS else ("why",)
     kept = {name: value for name, value in row.items() if name not in replaced}
     if is_marked(row):
-        sample_of(
-            {"id": "", **row}
-        )  # raises DataError for a wrong number of placeholders, and the like
+        # Raises DataError for a wrong number of placeholders, and the like.
+        sample_of({"id": "", **row})
         missed = tuple(unmarked(row["question"], row["answer"], len(images)))
         permute = row.get("permute", False)
         verdict = Verdict(
@@ -1624,8 +1625,8 @@ def explanation(verdict: Verdict) -> str:
 
 
 def summary(results: Sequence[Result]) -> list[str]:
-    """Counts: permutable rows by evidence, the others by reason, and what was changed or is
-    missed.
+    """Counts: permutable rows by evidence, the others
+    by reason, and what was changed or is missed.
     """
     verdicts = [result.verdict for result in results]
     permutable = [verdict for verdict in verdicts if verdict.permute]

@@ -26,10 +26,11 @@ sys.path.insert(0, str(ROOT))
 from data.digits import TRAIN
 
 FIGURES = ["given", "mean_over_orders", "worst_order", "best_order", "consistency", "by_slot"]
+# Both: 12 rollouts a question.
 RUNS = {
     "grpo": {"n_s": 0, "rollouts": 12},
     "perl": {"n_s": 1, "rollouts": 6},
-}  # both: 12 rollouts a question
+}
 RANKS = min(2, torch.cuda.device_count()) or 2
 
 
@@ -56,8 +57,8 @@ def command(script: str, *arguments, **flags) -> None:
 
 
 def read(path: Path) -> list[dict]:
-    """The finished lines of a JSONL file, none where there is no file; a kill may have torn the
-    last line."""
+    """The finished lines of a JSONL file, none where there
+    is no file; a kill may have torn the last line."""
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
@@ -127,9 +128,8 @@ def main() -> None:
     )
     command("evals/filter_plot.py", filtered, out=out / "filter.png")
     for name, groups in RUNS.items():
-        shutil.rmtree(
-            ROOT / out / name, ignore_errors=True
-        )  # of the demo before this one; train.py goes over no run
+        # Of the demo before this one; train.py goes over no run.
+        shutil.rmtree(ROOT / out / name, ignore_errors=True)
         command(
             "perl/train.py",
             model=digits / "base",
@@ -154,10 +154,11 @@ def main() -> None:
         name: json.loads((out / f"eval-{name}" / "orders.json").read_text()) for name in models
     }
     metrics = {name: read(out / name / "metrics.jsonl") for name in RUNS}
+    # The file keeps the scores of other seeds, too.
     made = {
         "model": str(digits / "base"),
         "seed": seed,
-    }  # the file keeps the scores of other seeds, too
+    }
     scored = [
         row
         for row in read(out / "train.jsonl.scores.jsonl")

@@ -1,6 +1,6 @@
 """Fig. 3b as a picture: the spread of difficulty before and after the filter.
 
-python evals/filter_plot.py OUT.jsonl --out PLOT.png      reads OUT.jsonl.scores.jsonl beside it
+python evals/filter_plot.py OUT.jsonl --out PLOT.png      # reads OUT.jsonl.scores.jsonl beside it
 """
 
 import argparse

@@ -81,16 +81,16 @@ def orders_of(sample: Sample, seed: int, most: int = MAX_ORDERS) -> list[tuple[i
 def asked(
     sample: Sample, seed: int, most: int = MAX_ORDERS
 ) -> list[tuple[tuple[int, ...], Sample]]:
-    """(sigma, permuted sample) for every order to ask; only the given one of a question that is
-    not permutable."""
+    """(sigma, permuted sample) for every order to ask; only
+    the given one of a question that is not permutable."""
     if not sample.permute:
         return [(tuple(range(len(sample.images))), sample)]
     return [(sigma, permute(sample, sigma)) for sigma in orders_of(sample, seed, most)]
 
 
 def possible_answers(x: Sample) -> list[str]:
-    """The answers that the one mark in the right answer can take, one for each slot its image can
-    move to."""
+    """The answers that the one mark in the right answer
+    can take, one for each slot its image can move to."""
     marks = list(MARK.finditer(x.answer))
     if len(marks) != 1:
         return []
@@ -172,9 +172,9 @@ def evaluate(
     world: int,
     grade: Callable = accuracy,
 ) -> list[dict]:
-    """Ask every question in up to `most` orders; the records of all ranks, on all ranks.
-    Collective. `ask` answers samples with response texts, greedily: `answers` below, or an engine
-    of training."""
+    """Ask every question in up to `most` orders; the records of all
+    ranks, on all ranks. Collective. `ask` answers samples with response
+    texts, greedily: `answers` below, or an engine of training."""
     asks = [
         (x, k, sigma, y)
         for x in samples[rank::world]
@@ -187,9 +187,8 @@ def evaluate(
             responses = ask([y for *_, y in chunk])
             for (x, k, sigma, y), response in zip(chunk, responses, strict=True):
                 right = grade(response, plain(y.answer), options(plain(y.question)))
-                answer = (
-                    plain(x.answer).casefold() if right else mapped_back(y, sigma, response)
-                )  # right answers are one answer
+                # Right answers are one answer.
+                answer = plain(x.answer).casefold() if right else mapped_back(y, sigma, response)
                 records.append(
                     {
                         "id": x.id,
@@ -257,9 +256,9 @@ def render(renderer, turns: list[dict]) -> tuple[list[int], list]:
 
 
 def open_renderer(args, max_images: int):
-    """vLLM's own reading of --model, without its weights, tried on one image: its renderer, and
-    its context in tokens. Raises DataError where there is no model, or none that vLLM can ask
-    about images."""
+    """vLLM's own reading of --model, without its weights, tried on one
+    image: its renderer, and its context in tokens. Raises DataError
+    where there is no model, or none that vLLM can ask about images."""
     from vllm import EngineArgs
     from vllm.exceptions import VLLMClientError
     from vllm.renderers import renderer_from_config
@@ -300,10 +299,11 @@ def prompt_length(renderer, context: int, sample: Sample, args) -> int:
     check_control_tokens(renderer.get_tokenizer(), sample)
     try:
         ids, _ = render(renderer, turns)
+    # Too long as mere text; a picture the processor refuses.
     except (
         ValueError,
         VLLMClientError,
-    ) as error:  # too long as mere text; a picture the processor refuses
+    ) as error:
         reason = shorten(str(error.__cause__ or error), 500)
         raise DataError(
             f"{sample.where}: question: vLLM makes no prompt of it ({reason})"
@@ -319,8 +319,8 @@ def prompt_length(renderer, context: int, sample: Sample, args) -> int:
 def longest_prompt(
     renderer, context: int, samples: Sequence[Sample], args, rank: int, world: int
 ) -> int:
-    """The greatest `prompt_length`, read by all ranks together; what one of them finds wrong, all
-    raise. Collective."""
+    """The greatest `prompt_length`, read by all ranks together;
+    what one of them finds wrong, all raise. Collective."""
     try:
         mine = max(
             (prompt_length(renderer, context, x, args) for x in samples[rank::world]), default=0
@@ -343,9 +343,8 @@ def answers(llm, args, samples: Sequence[Sample]) -> list[str]:
         greedy = SamplingParams(temperature=0.0, max_tokens=args.max_tokens)
         try:
             llm.enqueue_chat(conversation(sample, args.max_pixels), greedy, use_tqdm=False)
-        except (
-            VLLMClientError
-        ) as error:  # the given order was checked: this one is longer by more than SLACK
+        # The given order was checked: this one is longer by more than SLACK.
+        except VLLMClientError as error:
             raise DataError(f"{sample.where}: question: {error}") from error
     return [output.outputs[0].text for output in llm.wait_for_completion(use_tqdm=False)]
 

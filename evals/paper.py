@@ -20,8 +20,8 @@ not run again, so an interrupted evening goes on where it stopped.
 
     python evals/paper.py [--seeds 0 1 2 3 4] [--out runs/paper]
 
-writes OUT/results.json (every figure of every run), OUT/results.md (the tables) and
-OUT/results.png."""
+writes OUT/results.json (every figure of every run),
+OUT/results.md (the tables) and OUT/results.png."""
 
 import argparse
 import json
@@ -68,9 +68,8 @@ def release_copies(
     a shuffle), so that this changes one thing."""
     group = permute.copies(sample, n_s, alpha_t, seed, step)
     sigma = list(range(len(sample.images)))
-    random.Random(42).shuffle(
-        sigma
-    )  # (1, 0), (1, 0, 2), (2, 1, 3, 0), (3, 1, 2, 4, 0): as in the release
+    # (1, 0), (1, 0, 2), (2, 1, 3, 0), (3, 1, 2, 4, 0): as in the release
+    random.Random(42).shuffle(sigma)
     same = permute.Copy(permute.permute(sample, sigma), tuple(sigma))
     return group[:1] + [same if copy.sigma != group[0].sigma else copy for copy in group[1:]]
 
@@ -107,8 +106,8 @@ ARMS = {
 def over_orders(
     engine, processor, samples: Sequence[permute.Sample], args, grader
 ) -> dict[str, float]:
-    """In the place of train.evaluate: the figures of evals/orders.py, from the engine of
-    training."""
+    """In the place of train.evaluate: the figures of
+    evals/orders.py, from the engine of training."""
 
     def ask(questions):
         prompts = encode(processor, questions)
@@ -124,8 +123,8 @@ def over_orders(
 
 
 def train(arm: Arm, seed: int, digits: Path, questions: Path, out: Path, **changes) -> None:
-    """perl/train.py with the arm's variant, in this process; `changes` to the demo's settings are
-    for tests."""
+    """perl/train.py with the arm's variant, in this process;
+    `changes` to the demo's settings are for tests."""
     import perl.train
 
     flags = (

@@ -1,8 +1,8 @@
-"""The picture at the top of the README: one real question of the digits task, as PeRL sees it in
-one step.
+"""The picture at the top of the README: one real
+question of the digits task, as PeRL sees it in one step.
 
 Permutes a question, samples 6 rollouts for each of the two orders, grades them and draws all of
-it: images, text, remapped answer, rewards (Eq. 1) and merged advantages (Eqs. 4-5). It takes the
+it: images, text, the remapped answer (Eq. 1), rewards and merged advantages (Eqs. 4-5). It takes the
 first question on more than two images whose text or answer changes and whose rewards differ
 within both orders.
 
@@ -61,8 +61,8 @@ def write_marked(figure, left: float, bottom: float, text: str, sigma: tuple[int
 
 
 def draw(group: Group, path: str) -> None:
-    """The pipeline on top, the two orders of a question below it, their rewards and advantages on
-    the right."""
+    """The pipeline on top, the two orders of a question
+    below it, their rewards and advantages on the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch

@@ -7,9 +7,11 @@ after (means 0.78 and 0.38), but not the rule between them. Ours, without replac
 
     keep_b = min(have_b, round(target_b N)),   b = 0, 0.1, .. 1,
 
-with the largest N for which every bin stays within one percentage point of its target, by default
-the published "after". Bins in which there is no question are left out of the target; what a bin
-lacks is reported. One image or many: one rule.
+where target is by default the published "after". N is as large as it can be while the share of
+every bin stays within one percentage point of its target. A bin without questions is left out of
+the target, and what a bin lacks is reported. The published "after" is thin at 1, where nothing is
+left to learn, but keeps 12% at 0; so do we, and `--keep 0.1 0.9` drops both ends. Questions with
+one image and with many follow one rule.
 
     python perl/filter.py IN.jsonl --model DIR --out OUT.jsonl [--keep 0.1 0.9]
 
@@ -69,8 +71,8 @@ def histogram(scores: Sequence[float]) -> list[int]:
 
 
 def quotas(have: Sequence[int], target: Sequence[float], tolerance: float = 0.01) -> list[int]:
-    """How many questions of each bin to keep. `have`: questions in each bin; `target`: a weight
-    for each.
+    """How many questions of each bin to keep. `have`:
+    questions in each bin; `target`: a weight for each.
     """
     wanted = [t if h else 0.0 for t, h in zip(target, have)]  # an empty bin is left out
     total = sum(wanted)
@@ -92,8 +94,8 @@ def quotas(have: Sequence[int], target: Sequence[float], tolerance: float = 0.01
 def resample(
     scores: Sequence[float], target: Sequence[float] = PAPER_AFTER, seed: int = 0
 ) -> list[int]:
-    """Indices of the questions to keep, ascending: `quotas` of each bin, drawn without
-    replacement.
+    """Indices of the questions to keep, ascending:
+    `quotas` of each bin, drawn without replacement.
     """
     rng = random.Random(f"filter/{seed}")
     bins: list[list[int]] = [[] for _ in range(11)]

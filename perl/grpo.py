@@ -20,8 +20,8 @@ With n_s = 0 these are Eqs. (2)-(3), plain GRPO. Where we differ:
   exactly 0.
 * The paper names no eps; 0.2 is the release's.
 
-A prompt with several images is long, and its n rollouts share it. `Policy` computes one row a
-prompt:
+A prompt with several images is long, and its n
+rollouts share it. `Policy` computes one row a prompt:
 
     [ prompt | o_1 | o_2 | .. | o_n ]      each o_k sees the prompt and itself, causally
 
@@ -44,9 +44,9 @@ from torch.utils.checkpoint import checkpoint
 def advantages(rewards: torch.Tensor) -> torch.Tensor:
     """Merged-group advantages: rewards (Q, (n_s+1) n) of Q questions -> the same shape, float32.
 
-    All orders of a question share one baseline, so the order on which the model does worse gets
-    negative advantages as a whole, and the better one positive ones. Two groups of their own
-    could not say that (the paper's Fig. 9):
+    All orders of a question share one baseline, so over the order on which the model does worse
+    the advantages sum to less than zero, over the better one to more. Groups of their own sum to
+    zero each and could not say that (the paper's Fig. 9):
 
     >>> original, permuted = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.0, 0, 0, 1]])
     >>> advantages(torch.cat([original, permuted], dim=1))  # merged, as in the paper
@@ -87,8 +87,8 @@ def rollout_mean(lengths: torch.Tensor, n_rollouts: int) -> torch.Tensor:
 def token_mean(lengths: torch.Tensor, n_tokens: int) -> torch.Tensor:
     """Instead, the weights of one mean over all tokens of the global mini-batch: (K,) -> (N,).
 
-    Long rollouts weigh more (DAPO, arXiv 2503.14476); the release does this within each
-    micro-batch.
+    Long rollouts weigh more (DAPO, arXiv 2503.14476);
+    the release does this within each micro-batch.
     """
     return torch.full((int(lengths.sum()),), 1.0 / n_tokens, device=lengths.device)
 
@@ -108,9 +108,10 @@ def grpo_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Minus Eq. (6) of one micro-batch, as its share of the global mini-batch, and its parts.
 
-    pi_old and the sampler are one policy in two implementations: min(pi_old / sampler, tis_cap)
-    corrects what bfloat16 makes of that (truncated importance sampling,
-    https://fengyao.notion.site/off-policy-rl).
+    pi_old and the sampler are one policy in two implementations. The clipped term is multiplied
+    by min(pi_old / sampler, tis_cap), which corrects what bfloat16 makes of that (truncated
+    importance sampling, https://fengyao.notion.site/off-policy-rl). All parts are means under
+    `weight`, as the loss is.
     """
     rho = (logp - old_logp).clamp(max=20.0).exp()  # finite, as in `k3`: inf * 0 would be NaN
     clipped = rho.clamp(1.0 - clip_low, 1.0 + clip_high)
@@ -199,9 +200,9 @@ def shared_prefix_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each span, its last query on its last key; returns (1, L, H, D).
 
-    Query i of T sees keys 0 .. i + S - T of S. There is no (L, L) mask and no padding, and no
-    rollout meets another: a row costs P^2/2 + sum_k T_k (P + T_k/2) pairs of tokens. Called by
-    transformers.
+    Query i of T sees keys 0 .. i + S - T of S. There is no (L, L) mask
+    and no padding, and no rollout meets another: a row costs P^2/2 +
+    sum_k T_k (P + T_k/2) pairs of tokens. Called by transformers.
     """
     k, v = k[:, :, layout.keys], v[:, :, layout.keys]  # (1, H_kv, S, D)
     if q.is_cuda and q.dtype != torch.float32:
@@ -227,8 +228,8 @@ def shared_prefix_attention(
 def varlen_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scaling: float | None
 ) -> torch.Tensor:
-    """All spans in one call of torch's flash kernel, bfloat16 on CUDA. Tests check it on a CUDA
-    machine.
+    """All spans in one call of torch's flash kernel,
+    bfloat16 on CUDA. Tests check it on a CUDA machine.
     """
 
     def starts(lengths: list[int]) -> torch.Tensor:
@@ -251,8 +252,8 @@ def varlen_attention(
 
 
 class LogprobHead(nn.Linear):
-    """The language-model head: log-probabilities of given tokens, without a (N, V) tensor of
-    logits.
+    """The language-model head: log-probabilities of
+    given tokens, without a (N, V) tensor of logits.
 
     CHUNK positions at a time make float32 logits, and again in the backward pass. Peak memory: 3,
     at times 5, times CHUNK * V * 4 bytes beside the weight's gradient: 1 to 1.6 GB for V =
@@ -269,8 +270,8 @@ class LogprobHead(nn.Linear):
         banned: torch.Tensor,  # (B,)
         temperature: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The targets' log-probabilities at `temperature` and the entropy there: (N,) and (N,),
-        float32.
+        """The targets' log-probabilities at `temperature`
+        and the entropy there: (N,) and (N,), float32.
         """
         logps, entropies = [], []
         for h, t in zip(hidden.split(self.CHUNK), targets.split(self.CHUNK), strict=True):
@@ -289,8 +290,10 @@ def chunk_logps(
     banned: torch.Tensor,  # (B,) tokens that the sampler could not draw
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One chunk of `LogprobHead.forward`. Logits and log-probabilities share a name: they are
-    freed.
+    """Log-probability of the targets (C,) and entropy (C,) of one chunk of positions.
+
+    A (C, V) tensor is the largest thing of the whole update, so the logits give up their name,
+    and with it their memory, as soon as there are log-probabilities.
     """
     logp = (hidden @ weight.t()).float().div_(temperature)  # (C, V), logits
     logp = logp.index_fill_(-1, banned, float("-inf")).log_softmax(-1)  # (C, V)
@@ -353,8 +356,8 @@ class Policy(nn.Module):
         return self.model.lm_head(hidden[on_device.predictors], targets, banned, temperature)
 
     def positions(self, rows: Sequence[Row]) -> torch.Tensor:
-        """M-RoPE positions (3, L): each rollout goes on where its prompt ends, so n of them
-        overlap.
+        """M-RoPE positions (3, L): each rollout goes
+        on where its prompt ends, so n of them overlap.
         """
         positions = []
         for row in rows:
@@ -370,8 +373,8 @@ class Policy(nn.Module):
         return torch.cat(positions, dim=1)
 
     def image_features(self, rows: Sequence[Row], device: torch.device):
-        """The embeddings of all images of all rows, in order; each distinct picture is encoded
-        once.
+        """The embeddings of all images of all rows, in
+        order; each distinct picture is encoded once.
         """
         shown = []
         for row in rows:

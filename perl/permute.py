@@ -9,8 +9,8 @@
 S is 1 where the answer names no image, so that it stays; Lambda renames the images that it names.
 With q = sigma^-1, old image i stands in slot q[i]: whatever named slot i must now name slot q[i].
 
-Which words name an image is not guessed here. The data say it, once, with marks (data/mark.py
-writes them):
+Which words name an image is not guessed here. The data
+say it, once, with marks (data/mark.py writes them):
 
     The [[1|left]] image shows a dog.    "left" names the image in slot 1; the model reads "left"
     Image [[2|2]]                        an answer that names the image in slot 2
@@ -48,8 +48,8 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about several images. `question` and `answer` hold marks; `plain` takes them
-    off.
+    """One question about several images. `question`
+    and `answer` hold marks; `plain` takes them off.
     """
 
     id: str
@@ -127,12 +127,12 @@ FORMS: dict[str, list[list[str]]] = {
 
 @lru_cache
 def vocabulary(n: int, stem: int) -> dict[tuple[int, str], dict[int, str]]:
-    """(slot, word) -> the form of the word, for `n` images with `stem` that never move. Slots are
-    1-based here.
+    """(slot, word) -> the form of the word, for `n` images
+    with `stem` that never move. Slots are 1-based here.
 
-    A form is a dict from slot to word. It holds a word for every slot that the image can move to;
-    where two forms have a word in common at one slot, the earlier has it, so that a mark has one
-    meaning: forms over all images come before those over the images after the stem.
+    A form is a dict from slot to word, with a word for every slot that an image can move to. A
+    mark has one meaning: of two forms that have the same word at the same slot only the earlier
+    counts, and forms over all images come before those over the images after the stem.
     """
     movable = range(stem + 1, n + 1)
     found: dict[tuple[int, str], dict[int, str]] = {}
@@ -183,8 +183,9 @@ def renamed(slot: int, word: str, to: int, n: int, stem: int) -> str:
 
 
 def rename(text: str, q: Sequence[int], stem: int = 0) -> str:
-    """Lambda of Eq. (1): `text` with every mark of old image i as slot q[i] is called (q
-    0-based). Raises ValueError for a mark that `mistake` describes.
+    """Lambda of Eq. (1): each mark that named slot i names slot q[i] (0-based), in its own form.
+
+    Raises ValueError where the word of a mark is no name of its slot.
     """
 
     def moved(mark: re.Match) -> str:
@@ -242,9 +243,9 @@ def inverse(sigma: Sequence[int]) -> tuple[int, ...]:
 def permute(x: Sample, sigma: Sequence[int]) -> Sample:
     """The sample with old image sigma[j] in slot j, and every name of an image renamed.
 
-    Raises ValueError where sigma is no order of the images, or moves the stem. It does not ask
-    whether another order keeps the question's meaning: `x.permute` says that, and `copies` obeys
-    it.
+    Raises ValueError where sigma is no order of the images, or moves
+    the stem. It does not ask whether another order keeps the
+    question's meaning: `x.permute` says that, and `copies` obeys it.
     """
     identity = tuple(range(len(x.images)))
     if tuple(sorted(sigma)) != identity:
@@ -279,8 +280,8 @@ class Copy:
 
 
 def copies(x: Sample, n_s: int, alpha_t: float, seed: int, step: int) -> list[Copy]:
-    """The group of Algorithm 1: the original, then n_s copies, all permuted if the coin falls
-    below alpha_t.
+    """The group of Algorithm 1: the original, then n_s
+    copies, all permuted if the coin falls below alpha_t.
 
     sigma is uniform over the other orders of the movable images, and new while there are any. A
     question that is not permuted gets n_s identical copies, as in the release, so that a group
@@ -353,8 +354,8 @@ TYPES = FIELDS | OPTIONAL
 
 
 def check_types(row: dict) -> None:
-    """Raises DataError where a field is missing or of another type, or the row is one of the
-    first version's.
+    """Raises DataError where a field is missing or of
+    another type, or the row is one of the first version's.
     """
     for name in FIELDS:
         if name not in row:
@@ -511,9 +512,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--sigma",
         help="one order for all, e.g. 1,0: slot j shows old image sigma[j]; default: drawn",
     )
-    p.add_argument(
-        "--n-s", type=int, default=1, help="permuted copies of a sample"
-    )  # paper: Table 2
+    # paper: Table 2
+    p.add_argument("--n-s", type=int, default=1, help="permuted copies of a sample")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", help="default: standard output")
     args = p.parse_args(argv)

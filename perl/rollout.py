@@ -1,9 +1,9 @@
 """Grouped sampling with vLLM in the trainer's own processes, and the accounting of images.
 
-One engine with tensor parallelism 1 lives in every rank that torchrun starts
-("external_launcher"): rank r samples the prompts that it trains on. After each step `Engine.sync`
-streams the new weights in, one parameter at a time, and drops every cache computed with the old
-ones.
+One engine with tensor parallelism 1 lives in every rank that torchrun
+starts ("external_launcher"): rank r samples the prompts that it trains
+on. After each step `Engine.sync` streams the new weights in, one
+parameter at a time, and drops every cache computed with the old ones.
 
 What must never drift between sampler and trainer is decided here once, for both:
 
@@ -108,8 +108,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 @contextmanager
 def reading(sample: Sample, path: str) -> Iterator[None]:
-    """What fails while the picture at `path` is read or processed is a DataError that names the
-    sample.
+    """What fails while the picture at `path` is read
+    or processed is a DataError that names the sample.
     """
     try:
         yield
@@ -123,12 +123,11 @@ THREADS = 4  # ours: decoding leaves Python's lock
 
 
 def check_images(samples: Sequence[Sample], rank: int = 0, world: int = 1) -> list[Sample]:
-    """`samples`, after every distinct picture has been decoded once; the ranks share the
-    pictures. Collective.
+    """Decode every picture once, before a model is loaded, and return the samples.
 
-    Raises DataError that names the first torn one. A row with two equal pictures is not
-    permutable, since two of its orders are one prompt with two right answers; rank 0 says so on
-    stderr.
+    Raises DataError that names the first torn picture. A row that shows one picture twice comes
+    back not permutable, because two of its orders are the same prompt with two right answers;
+    rank 0 counts such rows on stderr. All ranks must call this: each decodes its share.
     """
     from tqdm import tqdm
 
@@ -185,9 +184,8 @@ class Image:
 
     key: str
     pil: PILImage.Image  # for vLLM
-    pixel_values: (
-        torch.Tensor
-    )  # (patches, channels * temporal_patch * patch * patch), for the trainer
+    # (patches, channels * temporal_patch * patch * patch), for the trainer
+    pixel_values: torch.Tensor
     grid_thw: torch.Tensor  # (3,) time, height and width in patches
 
 
@@ -196,17 +194,16 @@ class Prompt:
     """A sample, ready to be sampled from and trained on."""
 
     sample: Sample
-    text_ids: tuple[
-        int, ...
-    ]  # one image pad per image: vLLM expands it, and would expand expanded ones again
+    # One image pad per image: vLLM expands it, and would expand expanded ones again.
+    text_ids: tuple[int, ...]
     ids: torch.Tensor  # (P,) every pad expanded to its image's tokens: what the model reads
     images: tuple[Image, ...]
     prefill: str = ""  # "<think>" where the template begins the response with it
 
 
 def chat(question: str) -> list[dict]:
-    """One user turn: the question without marks, an image at each of its `<image>` slots, then
-    INSTRUCTION.
+    """One user turn: the question without marks, an image
+    at each of its `<image>` slots, then INSTRUCTION.
     """
     content = []
     for part in re.split("(<image>)", f"{plain(question)}\n{INSTRUCTION}"):
@@ -234,8 +231,8 @@ def prefill_of(processor) -> str:
 
 
 def check_control_tokens(tokenizer, sample: Sample) -> None:
-    """Raises DataError for a question that holds a control token of the model: it could end its
-    own turn.
+    """Raises DataError for a question that holds a
+    control token of the model: it could end its own turn.
     """
     text = plain(sample.question).replace("<image>", "")
     for token in tokenizer.added_tokens_decoder.values():
@@ -320,8 +317,8 @@ def prepare(args, samples: Sequence[Sample]) -> tuple[object, Settings]:
 
 
 def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
-    """Prompts of `samples`. A picture that occurs in several of them is read once: all orders
-    share theirs.
+    """Prompts of `samples`. A picture that occurs in
+    several of them is read once: all orders share theirs.
     """
     import torch
 
@@ -366,8 +363,8 @@ class Rollout:
 
 
 def seed_for(seed: int, step: int, sample_id: str, copy: int) -> int:
-    """The sampling seed of one (sample, order): a function of these alone, the same on any number
-    of ranks.
+    """The sampling seed of one (sample, order): a function
+    of these alone, the same on any number of ranks.
     """
     return random.Random(f"rollout/{seed}/{step}/{sample_id}/{copy}").getrandbits(31)
 
@@ -439,18 +436,19 @@ class Engine:
             logprobs_mode="processed_logprobs",
         )
         config = self.llm.model_config.hf_config
+        # Sampled, one would want an image.
         self.banned = (
             config.image_token_id,
             config.video_token_id,
-        )  # sampled, one would want an image
+        )
 
     def generate(
         self, prompts: Sequence[Prompt], *, n: int, seeds: Sequence[int], temperature: float
     ) -> list[list[Rollout]]:
         """n rollouts for each prompt, reproducible from its seed; temperature 0 is greedy.
 
-        Raises RuntimeError naming the sample when vLLM expanded its images otherwise than the
-        trainer did.
+        Raises RuntimeError naming the sample when vLLM
+        expanded its images otherwise than the trainer did.
         """
         from vllm import SamplingParams
 
@@ -495,15 +493,15 @@ class Engine:
         return groups
 
     def sleep(self) -> None:
-        """Hand the engine's memory to the trainer until the next `sync`. A CPU has nothing to
-        hand over.
+        """Hand the engine's memory to the trainer until
+        the next `sync`. A CPU has nothing to hand over.
         """
         if self.cuda:
             self.llm.sleep(level=2)  # weights are dropped, not kept: `sync` brings all of them anew
 
     def sync(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load the trainer's weights, pairs of Hugging Face name and full tensor, taken one at a
-        time. Collective.
+        """Load the trainer's weights, pairs of Hugging Face
+        name and full tensor, taken one at a time. Collective.
 
         The caches hold keys, values and image embeddings of the old weights, so they go.
         """
@@ -548,13 +546,10 @@ def add_engine_arguments(p: argparse.ArgumentParser, gpu_memory: float = 0.9) ->
     positive = at_least(1)
     p.add_argument("--model", help="Hugging Face directory or hub id")
     p.add_argument("--max-prompt", type=positive, default=8192)  # paper: appendix, tokens
-    p.add_argument(
-        "--max-tokens", type=positive, default=2048
-    )  # paper: appendix, tokens a response
+    p.add_argument("--max-tokens", type=positive, default=2048)  # paper: appendix, a response
     p.add_argument("--max-pixels", type=positive, default=512 * 512)  # release, pixels an image
-    p.add_argument(
-        "--gpu-memory", type=float, default=gpu_memory, help="vLLM's share of a GPU"
-    )  # ours
+    # ours
+    p.add_argument("--gpu-memory", type=float, default=gpu_memory, help="vLLM's share of a GPU")
 
 
 def join_torchrun() -> tuple[int, int, torch.device]:
@@ -566,9 +561,8 @@ def join_torchrun() -> tuple[int, int, torch.device]:
 
     if "RANK" not in os.environ:
         alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        os.environ.update(
-            alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-        )  # port 0: any free one
+        # Port 0: any free one.
+        os.environ.update(alone | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"})
     device, backend = torch.device("cpu"), "gloo"
     if torch.cuda.is_available():
         device, backend = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "cpu:gloo,cuda:nccl"
@@ -577,9 +571,8 @@ def join_torchrun() -> tuple[int, int, torch.device]:
             raise DataError(f"--nproc_per_node: a rank needs a GPU of its own, there are {count}")
         torch.cuda.set_device(device)
 
-    patience = timedelta(
-        minutes=30
-    )  # ranks may end their sampling minutes apart, but a hang must end
+    # Ranks may end their sampling minutes apart, but a hang must end.
+    patience = timedelta(minutes=30)
     dist.init_process_group(backend, timeout=patience)
     return dist.get_rank(), dist.get_world_size(), device
 

@@ -79,8 +79,8 @@ from rewards.boxed import boxed, format_ok, options
 def parse_args(
     argv: Sequence[str] | None = None, defaults: dict | None = None
 ) -> argparse.Namespace:
-    """Every default is the paper's (section 4.1 and appendix), or the release's where the paper
-    is silent, or named ours. `defaults` take their place.
+    """Every default of the method is the paper's (section 4.1 and appendix), the release's where
+    the paper is silent, or named ours. `defaults` take their place.
     """
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -89,12 +89,8 @@ def parse_args(
     add_engine_arguments(p, gpu_memory=0.4)  # the rest is the trainer's
     p.add_argument("--data", help="JSONL of questions with marks (schema: docs/data.md)")
     p.add_argument("--out", default="runs/perl", help="where the run is written")
-    p.add_argument(
-        "--n-s", type=at_least(0), default=1
-    )  # paper: Table 2, permuted copies; 0 is GRPO
-    p.add_argument(
-        "--rollouts", "--n", dest="n", type=count, default=6
-    )  # paper: 4.1, for each order
+    p.add_argument("--n-s", type=at_least(0), default=1)  # paper: Table 2, copies; 0 is GRPO
+    p.add_argument("--rollouts", "--n", dest="n", type=count, default=6)  # paper: 4.1, an order
     p.add_argument("--prompts", type=count, default=128)  # paper: appendix, questions a step
     p.add_argument("--updates", type=count, default=4)  # release: 256 prompts in mini-batches of 64
     p.add_argument("--epochs", type=count, default=2)  # paper: appendix
@@ -103,14 +99,10 @@ def parse_args(
     p.add_argument("--beta", type=at_least(0, float), default=0.01)  # paper: 4.1; 0: no reference
     p.add_argument("--clip-low", type=float, default=0.2)  # release; the paper names no eps
     p.add_argument("--clip-high", type=float, default=0.2)  # release
-    p.add_argument(
-        "--tis-cap", type=float, default=2.0
-    )  # ours: bound of the correction in grpo_loss
+    p.add_argument("--tis-cap", type=float, default=2.0)  # ours: see grpo_loss
     p.add_argument("--alpha-0", type=float, default=1.0)  # release: alpha_t = 1 - t / T
     p.add_argument("--temperature", type=at_least(0.01, float), default=1.0)  # release
-    p.add_argument(
-        "--micro-batch", type=count, default=1
-    )  # ours: questions a pass; release: 4 prompts
+    p.add_argument("--micro-batch", type=count, default=1)  # ours: questions a pass; release: 4
     p.add_argument("--reward", metavar="FILE.py:FUNCTION", help="default: rewards/boxed.py:reward")
     p.add_argument("--eval", help="JSONL of questions to answer greedily while training")
     p.add_argument("--eval-every", type=count, default=20, help="steps")
@@ -130,8 +122,10 @@ def parse_args(
 
 
 def questions_of(samples: Sequence[Sample], step: int, args) -> list[Sample]:
-    """The questions of a step (0-based). Each epoch is a fresh shuffle; what does not fill a last
-    step is left out of it.
+    """The `args.prompts` questions of a step (0-based).
+
+    An epoch is one shuffle of all questions, cut into steps. What is left at its end and would
+    not fill a step is not asked in that epoch; the next shuffles all of them again.
     """
     epoch, place = divmod(step, len(samples) // args.prompts)
     order = list(range(len(samples)))
@@ -262,8 +256,8 @@ def reshard(policy: Policy) -> None:
 
 
 def full_weights(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, full tensor), gathered one at a time: no rank ever holds a second whole
-    model. Collective.
+    """(Hugging Face name, full tensor), gathered one at a
+    time: no rank ever holds a second whole model. Collective.
     """
     reshard(policy)
     for name, weight in policy.state_dict().items():
@@ -281,8 +275,8 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: torch.dtype) -> None:
-    """OUT/step-N: state/, all that N finished `steps` leave behind, and model/ in Hugging Face
-    format.
+    """OUT/step-N: state/, all that N finished `steps`
+    leave behind, and model/ in Hugging Face format.
 
     A kill at any moment, or a full disk, leaves the checkpoints before it as they were. Collective.
     """
@@ -311,8 +305,8 @@ def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: tor
 
 
 def export(model, weights: dict[str, torch.Tensor], processor, folder: Path) -> None:
-    """`weights` as a model that transformers and vLLM load: a twin of `model` without storage
-    takes them.
+    """`weights` as a model that transformers and vLLM
+    load: a twin of `model` without storage takes them.
     """
     with init_empty_weights():
         twin = AutoModelForImageTextToText.from_config(model.config)
@@ -365,9 +359,9 @@ def tokens_of(group: Group) -> int:
 def update(
     policy: Policy, optimizer, groups: Sequence[Group], ref: list[torch.Tensor] | None, args
 ) -> dict[str, float]:
-    """`args.updates` optimizer steps on this rank's `groups`, pi_old fixed; returns metrics, the
-    same on all ranks. `ref`: pi_ref's log-probabilities, a tensor a group; None when beta is 0.
-    Collective.
+    """`args.updates` optimizer steps on this rank's `groups`, pi_old
+    fixed; returns metrics, the same on all ranks. `ref`: pi_ref's
+    log-probabilities, a tensor a group; None when beta is 0. Collective.
     """
     world = dist.get_world_size()
     device = policy.model.lm_head.weight.device
@@ -480,8 +474,8 @@ def reward_metrics(groups: Sequence[Group], world: int) -> dict:
 
 
 def shown(group: Group, k: int, out: Path) -> dict:
-    """Rollout k of a group, for a reader: question and answer with marks, image paths relative to
-    OUT.
+    """Rollout k of a group, for a reader: question and
+    answer with marks, image paths relative to OUT.
     """
     place = k * len(group.copies) // len(group.rollouts)
     copy, o = group.copies[place], group.rollouts[k]
@@ -704,9 +698,8 @@ def main(
     mesh = init_device_mesh(device.type, (world,))
     policy = build_policy(args.model, device, mesh, trained=True)
     reference = build_policy(args.model, device, mesh, trained=False) if args.beta > 0 else None
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=args.lr, weight_decay=0.01, fused=True
-    )  # release; betas 0.9, 0.999
+    # release; betas 0.9, 0.999
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.01, fused=True)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     first = resume(policy, optimizer, out)
     engine = Engine(settings)

@@ -1,5 +1,5 @@
-"""Rewards: functions (response, answer, options) -> float. `boxed` is the default; `load` brings
-another.
+"""Rewards: functions (response, answer, options) ->
+float. `boxed` is the default; `load` brings another.
 """
 
 import importlib.util

@@ -14,8 +14,8 @@ grows memory. It compares by the kind of the right answer:
     relation    `x \le 2`: both sides
     text        equal but for case, spaces and the final stop; `yes` is `true`
 
-Another reward is a function (response, answer, options) -> float in a file of its own: --reward
-FILE.py:FUNCTION.
+Another reward is a function (response, answer, options)
+-> float in a file of its own: --reward FILE.py:FUNCTION.
 
 Standard library, and math-verify for formulas, in a process of its own: it may be killed when it
 takes too long, and it is replaced now and then, since its parser keeps every sentence that it has
@@ -46,8 +46,8 @@ def reward(response: str, answer: str, options: Mapping[str, str] | None = None)
 
 
 def boxed(response: str) -> str | None:
-    r"""The text in the last \boxed{...}, inner braces kept; None where there is no box or it
-    never closes.
+    r"""The text in the last \boxed{...}, inner braces
+    kept; None where there is no box or it never closes.
 
     >>> boxed(r"\boxed{1} so \boxed{\frac{1}{2}}")
     '\\frac{1}{2}'
@@ -69,8 +69,8 @@ def boxed(response: str) -> str | None:
 
 
 def format_ok(response: str) -> bool:
-    r"""<think>...</think> ... \boxed{...} ..., with one thought. It may be empty, as in the
-    release.
+    r"""<think>...</think> ... \boxed{...} ..., with
+    one thought. It may be empty, as in the release.
     """
     thought, _, rest = response.partition("</think>")
     one_thought = thought.lstrip().startswith("<think>") and response.count("think>") == 2
@@ -143,9 +143,8 @@ def normalised(text: str) -> str:
         text = re.sub(written, sign, text)
     text = re.sub(r"\\([{}])", r"\1", text)  # \{1, 2\}
     text = re.sub(r"\\%| percent\b", "%", text)
-    text = re.sub(
-        r"(?<=[a-z]) *\^ *(?:\{([23])\}(?![0-9])|([23])(?![0-9]))", r"^\1\2", text
-    )  # cm^{2}
+    # cm^{2}
+    text = re.sub(r"(?<=[a-z]) *\^ *(?:\{([23])\}(?![0-9])|([23])(?![0-9]))", r"^\1\2", text)
     text = re.sub(r"\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ)|degrees?\b)", "°", text)
     text = re.sub(
         r"(?<![\d.,(\[{])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])",
@@ -159,8 +158,8 @@ def normalised(text: str) -> str:
 
 
 def accuracy(response: str, answer: str, options: Mapping[str, str] | None = None) -> float:
-    r"""1.0 where the last box gives `answer`, else 0.0. Total: no response raises, hangs or grows
-    memory.
+    r"""1.0 where the last box gives `answer`, else 0.0.
+    Total: no response raises, hangs or grows memory.
 
     >>> accuracy(r"\boxed{A. Image 2}", "A", {"A": "Image 2", "B": "Image 3"})
     1.0
@@ -177,8 +176,8 @@ def accuracy(response: str, answer: str, options: Mapping[str, str] | None = Non
 
 
 def is_right(box: str, gold: str, texts: Mapping[str, str]) -> bool:
-    """Does a normalised answer give the normalised right one? `texts`: the options, letter ->
-    text.
+    """Does a normalised answer give the normalised
+    right one? `texts`: the options, letter -> text.
     """
     golds = elements_of_set(gold, texts)
     if golds:
@@ -218,8 +217,8 @@ def letter_of(text: str) -> tuple[str, str]:
 
 
 def same_letter(box: str, letter: str, texts: Mapping[str, str]) -> bool:
-    """Does the box name the option `letter`, by its letter or by its text? `a` and `B+A-B` are
-    not `A`.
+    """Does the box name the option `letter`, by its
+    letter or by its text? `a` and `B+A-B` are not `A`.
     """
     named, rest = letter_of(box)
     if not named:
@@ -236,9 +235,8 @@ def same_letter(box: str, letter: str, texts: Mapping[str, str]) -> bool:
 # --- Sets ---------------------------------------------------------------------------------------
 
 NOUN = r"(?:image|picture|photo|figure|panel|图像|图片|照片|图)"
-LETTER_RUN = re.compile(
-    r"[A-Z]{2,}|[A-Z](?:(?: ?[,;&/ ] ?| and )[A-Z])+"
-)  # "AC", "A, C", "A and C"
+# "AC", "A, C", "A and C".
+LETTER_RUN = re.compile(r"[A-Z]{2,}|[A-Z](?:(?: ?[,;&/ ] ?| and )[A-Z])+")
 SET_SEPARATOR = re.compile(r"(?: ?[,;] ?(?:and )?| and | & |[和与及])(?![^(\[{]*[)\]}])")
 
 
@@ -299,8 +297,8 @@ def same_set(box: str, golds: Sequence[str], texts: Mapping[str, str]) -> bool:
 
 
 def same(box: str, gold: str) -> bool:
-    """Equal as words (names of images among them), as orders and tuples, as relations, or as
-    quantities.
+    """Equal as words (names of images among them), as
+    orders and tuples, as relations, or as quantities.
     """
     box, gold = without_plural(box), without_plural(gold)
     if word(box) == word(gold):
@@ -384,9 +382,8 @@ RUN = re.compile(  # marks in a row: BA, B A, (B)(A), 2-1-3. So 3-1, a score, is
     r"[(\[]?(?:[A-H]{2,}|[A-H](?: ?[ /-] ?[A-H])+|\d(?: \d)+|\d(?:/\d){2,}|\d+(?: ?- ?\d+)+"
     r"|(?:\(\w\)-?){2,})[)\]]?"
 )
-TUPLE = re.compile(
-    r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)"
-)  # (bracket, elements, bracket)
+# (bracket, elements, bracket)
+TUPLE = re.compile(r"([(\[]?) ?((?:[^()\[\]]|[(\[][^()\[\]]*[)\]])*?) ?([)\]]?)")
 LIST_SEPARATOR = re.compile(
     r"(?:(?<=\d),? ?and (?:(?i:image|picture|photo) )?(?=\d)|(?<=[\d张图])[和与](?=[\d第图])"
     r"| ?[,;→>] ?)(?![^(\[]*[)\]])"
@@ -407,8 +404,8 @@ def is_list(text: str) -> bool:
 
 
 def same_list(box: str, gold: str) -> bool:
-    """The same elements in the same order. Orders stand in any brackets, but the pair (0,1) is
-    not [0,1].
+    """The same elements in the same order. Orders stand
+    in any brackets, but the pair (0,1) is not [0,1].
     """
     box_brackets, boxes = parts(box)
     gold_brackets, golds = parts(gold)
@@ -449,9 +446,10 @@ UNIT = (
     r"|seconds?|days?|years?|units?|meters?|inch(?:es)?|feet|ft|miles?|dollars|[厘千]?米|元|度))(?:\^[23])?"
 )
 QUANTITY = re.compile(rf"(?:([a-zA-Z]) ?= ?)?(.*?) ?({UNIT})?")  # "x = 5 cm": (name, term, unit)
+# "5 apples".
 COUNTED = re.compile(
     r"(-?\d+(?:\.\d+)?) ((?:[a-z]{3,} )?[a-z]{3,})|(\d+)([个只条位名辆本块][一-龥]{0,4})"
-)  # "5 apples"
+)
 NOT_COUNTED = re.compile(  # words after a number that change it, or name an image
     rf"\b(?:{NOUN}s?|{'|'.join(ORDINALS)}|and|or|nor|not|plus|minus|times|over|per|mod|squared"
     rf"|cubed|factorial|dozens?"
@@ -487,8 +485,10 @@ def same_quantity(box: str, gold: str) -> bool:
 
 
 def quantity(text: str) -> tuple[str, str, str]:
-    """The name, term and unit of a quantity, "" for what is not there: "x = 5 cm" as ("x", "5",
-    "cm").
+    """The name, term and unit of a quantity, "" for what is not there.
+
+    >>> quantity("x = 5 cm")
+    ('x', '5', 'cm')
     """
     counted = COUNTED.fullmatch(text)
     name, term, unit = QUANTITY.fullmatch(text).groups("")
@@ -513,9 +513,9 @@ TERM = re.compile(  # LaTeX that may be handed to math-verify; to it 5(4) is 9
 def value(latex: str) -> complex | None:
     """The value of a term; None where it is none, or one that may cost too much.
 
-    Each variable stands at a fixed generic point: two formulas with equal values there are equal,
-    and nothing has to be simplified. Length, depth and exponents are bounded before the library
-    sees them.
+    Each variable stands at a fixed generic point: two formulas with
+    equal values there are equal, and nothing has to be simplified.
+    Length, depth and exponents are bounded before the library sees them.
     """
     number = re.fullmatch(r"[-+]?(?:\d{1,15}(?:\.\d{0,15})?|\.\d{1,15})", latex)
     if number:

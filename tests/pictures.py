@@ -22,8 +22,8 @@ def grey() -> Image.Image:
 
 
 def turned(orientation: int) -> Image.Image:
-    """The stored pixels that a reader must turn by the tag `orientation` to see the pattern
-    upright."""
+    """The stored pixels that a reader must turn by the
+    tag `orientation` to see the pattern upright."""
     undo = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -13,12 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from bench import cuda
 from perl import grpo
 
+# Sides of 12 patches: a window of 8 and one of 4.
 SMALL = {
     "images": 3,
     "pixels": 170,
     "rollouts": 6,
     "response": 12,
-}  # sides of 12 patches: a window of 8 and one of 4
+}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -92,9 +93,8 @@ def test_flops_are_what_torch_counts():
     config = cuda.architecture("tiny")
     rows, model = cuda.make_rows(config, **SMALL), cuda.build(config, torch.float32, "cpu")
     ours, policy = cuda.flops(model, rows), grpo.Policy(model)
-    with FlopCounterMode(
-        display=False
-    ) as counter:  # it knows no attention on a CPU, and counts the head's second forward
+    # It knows no attention on a CPU, and counts the head's second forward.
+    with FlopCounterMode(display=False) as counter:
         cuda.loss_of(policy(rows)[0], rows).backward()
     assert (
         counter.get_total_flops() == ours["language_model"] + ours["vision"] + ours["head"] * 8 // 6
@@ -112,16 +112,16 @@ def test_flops_are_what_torch_counts():
         model.model.visual(pixels, grids.view(-1, 3))
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=attention) as everything:
         model.model.visual(pixels, grids.view(-1, 3))
+    # Forward alone.
     assert (
         everything.get_total_flops() - matrices.get_total_flops() == ours["vision_attention"] // 3
-    )  # forward alone
+    )
 
     where = grpo.layout(rows)
     lengths = zip(where.query_lengths, where.key_lengths)
     pairs = sum(S - T + i + 1 for T, S in lengths for i in range(T))
-    assert (
-        ours["attention"] == 3 * 4 * pairs * 128 * 2
-    )  # two products, forward and twice backward; width 128, 2 layers
+    # Two products, forward and twice backward; width 128, 2 layers.
+    assert ours["attention"] == 3 * 4 * pairs * 128 * 2
 
 
 @pytest.mark.parametrize("size, parameters", [("7b", 8_292_166_656), ("3b", 3_754_622_976)])

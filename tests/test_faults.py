@@ -111,13 +111,11 @@ def test_killed_and_resumed_equals_uninterrupted(digits, straight, tmp_path):
     assert [p.name for p in run.glob("step-*")] == ["step-000002"]
     one_rank = tmp_path / "one"
     shutil.copytree(run, one_rank, symlinks=True)
-    shutil.copytree(
-        run / "step-000002", run / "step-000002.bak", symlinks=True
-    )  # somebody's copy is no checkpoint
+    # Somebody's copy is no checkpoint.
+    shutil.copytree(run / "step-000002", run / "step-000002.bak", symlinks=True)
     with open(run / "metrics.jsonl", "a") as file:
-        file.write(
-            '{"step": 2}\n{"step": 3, "rew'
-        )  # a step that runs again, and a line torn by the kill
+        # A step that runs again, and a line torn by the kill.
+        file.write('{"step": 2}\n{"step": 3, "rew')
     code, said = finish(digits, run, "--resume")
     assert code == 0, said[-3000:]
     assert steps_of(run) == steps_of(straight) and len(steps_of(run)) == 4
@@ -125,9 +123,8 @@ def test_killed_and_resumed_equals_uninterrupted(digits, straight, tmp_path):
     kept = [json.loads(line) for line in (run / "rollouts.jsonl").read_text().splitlines()]
     assert [row["step"] for row in kept] == [0, 1, 2, 3]
 
-    code, said = finish(
-        digits, one_rank, "--resume", ranks=1
-    )  # a checkpoint of two ranks goes on with one
+    # A checkpoint of two ranks goes on with one.
+    code, said = finish(digits, one_rank, "--resume", ranks=1)
     assert code == 0, said[-3000:]
     assert largest_difference(one_rank, straight) <= 1e-5
     assert [row["step"] for row in steps_of(one_rank)] == [0, 1, 2, 3]
@@ -167,9 +164,8 @@ def test_killed_while_saving_and_full_disk(digits, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert (
-        found["resumed"][0] == 0 and sorted(set(found["resumed"])) == found["resumed"]
-    )  # each got further
+    # Each got further.
+    assert found["resumed"][0] == 0 and sorted(set(found["resumed"])) == found["resumed"]
     assert found["full disk"] == [1, 1] and found["after"] == found["before"] > found["resumed"][-1]
 
 
@@ -268,6 +264,5 @@ def test_a_skipped_update_leaves_the_weights(digits, tmp_path):
     found = torch.load(out)
     assert json.loads(out.with_suffix(".json").read_text())["skipped"] == 1
     assert all(torch.isfinite(w).all() for w in found["after"].values())
-    assert any(
-        not torch.equal(w, found["before"][name]) for name, w in found["after"].items()
-    )  # the other update was made
+    # The other update was made.
+    assert any(not torch.equal(w, found["before"][name]) for name, w in found["after"].items())

@@ -108,11 +108,12 @@ def test_scores_of_other_settings_and_torn_lines_do_not_count(tmp_path):
         mend(tmp_path / "s")
         assert (tmp_path / "s").read_text() == whole
         assert read_scores(tmp_path / "s", samples, {"seed": 0}) == {"a": 0.5}
+    # An edited question is asked again.
     for change in (
         {"answer": "8"},
         {"question": "<image> Which?"},
         {"images": ("z.png",)},
-    ):  # an edited question is asked again
+    ):
         assert (
             read_scores(tmp_path / "s", [dataclasses.replace(samples[0], **change)], {"seed": 0})
             == {}
@@ -137,9 +138,8 @@ def test_scores_of_other_settings_and_torn_lines_do_not_count(tmp_path):
 
 def test_bins_of_any_number_of_rollouts():
     assert histogram([k / 10 for k in range(11)]) == [1] * 11
-    assert (
-        histogram([k / 20 for k in range(21)]) == [1] + [2] * 10
-    )  # 1/20 is nearest to 0.1 and to 0: halves go up, always
+    # 1/20 is nearest to 0.1 and to 0: halves go up, always.
+    assert histogram([k / 20 for k in range(21)]) == [1] + [2] * 10
     assert histogram([k / 40 for k in range(41)]) == [2, *[4] * 9, 3]
 
 
@@ -167,14 +167,12 @@ def test_the_command_scores_resumes_and_resamples(torchrun, digits, tmp_path):
         0 <= row["accuracy"] <= 1 and (out.parent / row["images"][0]).is_file() for row in kept
     )
 
-    scores.write_text(
-        "\n".join(lines[:4]) + "\n" + lines[4][:20]
-    )  # killed while it wrote the fifth
+    # Killed while it wrote the fifth.
+    scores.write_text("\n".join(lines[:4]) + "\n" + lines[4][:20])
     torchrun(1, "perl/filter.py", *flags)
     again = scores.read_text().splitlines()
-    assert again[:4] == lines[:4] and sorted(again) == sorted(
-        lines
-    )  # the same scores on one rank as on two
+    # The same scores on one rank as on two.
+    assert again[:4] == lines[:4] and sorted(again) == sorted(lines)
 
     done = torchrun(1, "perl/filter.py", *flags, "--keep", "0", "1")  # samples nothing, keeps all
     assert scores.read_text().splitlines() == again and "scoring" not in done.stderr

@@ -1,5 +1,5 @@
-"""The tensor half of perl/grpo.py against the equations, and the shared-prefix row against a
-padded batch."""
+"""The tensor half of perl/grpo.py against the equations,
+and the shared-prefix row against a padded batch."""
 
 import doctest
 import math
@@ -350,8 +350,8 @@ def random_rows(seed):
 
 
 def padded_logps(model, rows, temperature):
-    """The same log-probabilities the usual way: every rollout its own row, padded on the right,
-    images repeated."""
+    """The same log-probabilities the usual way: every rollout
+    its own row, padded on the right, images repeated."""
     model.model.language_model.config._attn_implementation = "sdpa"
     logps = []
     for row in rows:
@@ -360,6 +360,7 @@ def padded_logps(model, rows, temperature):
         for k, o in enumerate(row.responses):
             ids[k, : P + len(o)] = torch.cat([row.prompt_ids, o])
             mask[k, : P + len(o)] = 1
+        # (n, P + T, D)
         hidden = model.model(
             input_ids=ids,
             attention_mask=mask,
@@ -367,7 +368,7 @@ def padded_logps(model, rows, temperature):
             use_cache=False,
             pixel_values=torch.cat([i.pixel_values for i in row.images]).repeat(n, 1),
             image_grid_thw=torch.stack([i.grid_thw for i in row.images]).repeat(n, 1),
-        ).last_hidden_state  # (n, P + T, D)
+        ).last_hidden_state
         logits = (hidden @ model.lm_head.weight.t() / temperature).float()
         logits[..., [IMAGE, VIDEO]] = float("-inf")
         logp = logits.log_softmax(-1)
@@ -414,17 +415,16 @@ def test_shared_row_equals_padded_batch(model, temperature, checkpointing, monke
 
 
 def test_order_of_images_reaches_the_model(model):
-    """The same text with two pictures exchanged has other log-probabilities: the images are in
-    their slots."""
+    """The same text with two pictures exchanged has other
+    log-probabilities: the images are in their slots."""
     g = torch.Generator().manual_seed(3)
     a, b = picture("a", 2, 2, g), picture("b", 2, 2, g)
     ids = torch.tensor([11, 3, *[IMAGE] * 4, 4, 3, *[IMAGE] * 4, 4, 12])
     o = (torch.tensor([20, 21, 22]),)
     policy = Policy(model)
     ab, ba, both = policy([Row(ids, (a, b), o)])[0], policy([Row(ids, (b, a), o)])[0], None
-    both = policy([Row(ids, (a, b), o), Row(ids, (b, a), o)])[
-        0
-    ]  # each picture is encoded once, and lands in both rows
+    # Each picture is encoded once, and lands in both rows.
+    both = policy([Row(ids, (a, b), o), Row(ids, (b, a), o)])[0]
     assert (ab - ba).abs().max() > 1e-3
     assert torch.allclose(both, torch.cat([ab, ba]), atol=1e-5)
 
@@ -551,8 +551,8 @@ def test_rows_do_not_see_each_other(kernel, seed):
     "dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)], ids=["sdpa", "varlen"]
 )
 def test_attention_on_cuda(dtype, tolerance):
-    """Both kernels where they run, against the full mask in float32 on the same numbers; head_dim
-    64."""
+    """Both kernels where they run, against the full
+    mask in float32 on the same numbers; head_dim 64."""
     for seed in range(8):
         rows, *qkv, sees = random_layout(seed)
         qkv = [torch.cat([x] * 8, dim=-1).detach().to("cuda", dtype).requires_grad_() for x in qkv]

@@ -87,9 +87,8 @@ def test_answers_are_mapped_back_to_the_given_order():
     y = permute(x, sigma)
     assert y.answer == "[[1|A]]" and slot_of(y) == 1
     for said in ("A", "(A)", " A. ", "Option A", "\\text{A}"):  # one answer, however it is written
-        assert (
-            mapped_back(y, sigma, f"\\boxed{{{said}}}") == "c"
-        )  # the image that stands first was the third
+        # The image that stands first was the third.
+        assert mapped_back(y, sigma, f"\\boxed{{{said}}}") == "c"
     assert mapped_back(y, sigma, "so \\boxed{ B }") == "a"
     assert mapped_back(y, sigma, "no box") is mapped_back(y, sigma, "\\boxed{ }") is None
     assert mapped_back(y, sigma, "\\boxed{Nonsense}") == "nonsense"
@@ -178,15 +177,14 @@ def alone(tmp_path):
 
 @pytest.mark.parametrize("most", [2, 24])
 def test_whoever_answers_is_evaluated(alone, most):
-    """A model that looks at slots is right in one order in n; one that looks at images is right
-    in all."""
+    """A model that looks at slots is right in one order
+    in n; one that looks at images is right in all."""
     questions = [sample(n, answer=a) for n, a in ((2, "[[1|A]]"), (3, "[[2|B]]"), (4, "[[4|D]]"))]
     questions = [
         Sample(str(k), x.images, x.question, x.answer, True) for k, x in enumerate(questions)
     ]
-    right = {
-        x.id: x.images["ABCD".index(plain(x.answer))] for x in questions
-    }  # the image that shows a 7
+    # The image that shows a 7.
+    right = {x.id: x.images["ABCD".index(plain(x.answer))] for x in questions}
     counts = [min(most, math.factorial(len(x.images))) for x in questions]
 
     slots = summarise(evaluate(lambda asks: ["\\boxed{A}"] * len(asks), questions, 0, most, 0, 1))
@@ -527,9 +525,8 @@ def test_questions_that_cannot_be_asked(digits, tmp_path):
     refuses(["question", "control token"], question="<|image_pad|> <image> What?")
     refuses(["question", "limit is 20", "--max-prompt 20"], max_prompt=20)
     refuses(["question", "context of 4096", "--max-tokens 4080"], max_tokens=4080)
-    refuses(
-        ["question", "4096"], question="<image> " + 5000 * "Which digit is this? "
-    )  # over the context before any image
+    # Over the context before any image.
+    refuses(["question", "4096"], question="<image> " + 5000 * "Which digit is this? ")
     Image.new("L", (1, 400)).save(tmp_path / "line.png")
     refuses(["question", "aspect ratio"], path=str(tmp_path / "line.png"))
 

@@ -37,8 +37,8 @@ def question(n):
 
 
 def test_release_permutation_is_one_for_all():
-    """The constants of the release's re-seeded shuffle; the coin and the group's size stay those
-    of `copies`."""
+    """The constants of the release's re-seeded shuffle; the
+    coin and the group's size stay those of `copies`."""
     expected = {2: (1, 0), 3: (1, 0, 2), 4: (2, 1, 3, 0), 5: (3, 1, 2, 4, 0)}
     for n, sigma in expected.items():
         x, moved = question(n), 0
@@ -59,9 +59,8 @@ def test_two_baselines_forget_the_other_order():
     assert torch.equal(
         apart, torch.cat([advantages(rewards[:, :4]), advantages(rewards[:, 4:])], dim=1)
     )
-    assert (
-        apart[:, :4].sum().abs() < 1e-6 and merged[:, :4].sum() > 1
-    )  # merged, the better order leads as a whole
+    # Merged, the better order leads as a whole.
+    assert apart[:, :4].sum().abs() < 1e-6 and merged[:, :4].sum() > 1
 
 
 def test_alpha_without_decay():

@@ -1,6 +1,6 @@
-"""perl/permute.py: a mark names the same picture before and after; orders are undone and
-composed; draws are fair and repeatable; bad rows get one sentence; the command line shows all of
-it."""
+"""perl/permute.py: a mark names the same picture before and after;
+orders are undone and composed; draws are fair and repeatable; bad
+rows get one sentence; the command line shows all of it."""
 
 import itertools
 import json
@@ -73,8 +73,8 @@ def test_sides_and_words_from_the_end_count_all_images():
 
 @st.composite
 def marked_samples(draw):
-    """A sample of 2-8 images in which every form that there is names images, in any capitals; and
-    two orders."""
+    """A sample of 2-8 images in which every form that there
+    is names images, in any capitals; and two orders."""
     n = draw(st.integers(2, 8))
     stem = draw(st.integers(0, n - 2))
     good = [key for key in vocabulary(n, stem) if not mistake(*key, n, stem)]
@@ -162,8 +162,8 @@ def test_a_letter_follows_its_image():
 
 
 def test_the_names_are_read_independently():
-    """The words "first".."fourth" and the digits of "image k", resolved by hand for all orders of
-    four images."""
+    """The words "first".."fourth" and the digits of "image
+    k", resolved by hand for all orders of four images."""
     words = "first second third fourth".split()
     for sigma in itertools.permutations(range(4)):
         for a, b in itertools.product(range(4), repeat=2):
@@ -256,8 +256,8 @@ def test_the_share_permuted_is_alpha(alpha_t):
 
 @pytest.mark.parametrize("name", ["step", "seed", "id"])
 def test_the_coin_falls_anew_for_every(name):
-    """At alpha 1/2 one question is permuted in about half of the steps, not in all or none of
-    them."""
+    """At alpha 1/2 one question is permuted in about
+    half of the steps, not in all or none of them."""
     group = {
         "step": lambda k: copies(four(0), 1, 0.5, 0, k),
         "seed": lambda k: copies(four(0), 1, 0.5, k, 0),
@@ -281,9 +281,8 @@ def test_a_group_is_the_original_and_different_copies(n, n_s, seed, step):
     sigmas = [copy.sigma for copy in group[1:]]
     assert tuple(range(n)) not in sigmas and len(set(sigmas)) == min(n_s, factorial(n) - 1)
     assert all(copy.sample == permute(x, copy.sigma) for copy in group)
-    assert (
-        group == copies(x, n_s + 3, 1.0, seed, step)[: n_s + 1]
-    )  # a copy does not depend on how many follow
+    # A copy does not depend on how many follow.
+    assert group == copies(x, n_s + 3, 1.0, seed, step)[: n_s + 1]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])

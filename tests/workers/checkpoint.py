@@ -1,5 +1,5 @@
-"""Two ranks that do nothing but train and save, killed again and again: python checkpoint.py BASE
-OUT KILLS.
+"""Two ranks that do nothing but train and save, killed
+again and again: python checkpoint.py BASE OUT KILLS.
 
 Each trial resumes, checks that weights and moments are exactly those of the step the checkpoint
 names, and saves step after step until it is killed, at a random moment after its first save. The
@@ -33,8 +33,8 @@ def gradient(step: int) -> float:
 
 
 def expected(steps: int) -> tuple[float, float]:
-    """What AdamW makes of one weight that starts at 0, and its first moment, after `steps`
-    steps."""
+    """What AdamW makes of one weight that starts at
+    0, and its first moment, after `steps` steps."""
     w = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.AdamW([w], lr=lr, foreach=False)
     for step in range(steps):
@@ -96,9 +96,8 @@ def trial(seconds: float, disk_full: bool = False) -> tuple[int, list[int]]:
     ranks = []
     for rank in range(2):
         if (pid := os.fork()) == 0:
-            ctypes.CDLL(None).prctl(
-                1, signal.SIGKILL
-            )  # PR_SET_PDEATHSIG: no rank outlives this process
+            # PR_SET_PDEATHSIG: no rank outlives this process.
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)
             try:
                 rank_main(rank, port, disk_full)
             except BaseException as error:  # a child must never return into the loop below
@@ -114,9 +113,8 @@ def trial(seconds: float, disk_full: bool = False) -> tuple[int, list[int]]:
         time.sleep(0.01)
     if not disk_full:
         start = int((out / "resumed").read_text())
-        while not any(
-            int(path.name[5:]) > start for path in checkpoints(out)
-        ):  # one save succeeds, a later one may not
+        # One save succeeds, a later one may not.
+        while not any(int(path.name[5:]) > start for path in checkpoints(out)):
             assert all(os.waitpid(pid, os.WNOHANG) == (0, 0) for pid in ranks), (
                 "a rank ended before it had saved"
             )

@@ -61,9 +61,8 @@ for sample in samples:
     engine.llm.reset_mm_cache()
     engine.llm.reset_prefix_cache()
     [group] = engine.generate([prompt], n=3, seeds=[0], temperature=1.0)
-    raw = processed[-1][
-        : len(prompt.images[0].pixel_values)
-    ]  # 0..255: vLLM's tower normalises them
+    # 0..255: vLLM's tower normalises them.
+    raw = processed[-1][: len(prompt.images[0].pixel_values)]
     vllm_pixels = (raw / 255 - mean) / std
     row = Row(prompt.ids, prompt.images, tuple(torch.tensor(o.ids) for o in group))
     with torch.no_grad():

@@ -47,8 +47,8 @@ def gap(temperature=1.0) -> float:
 
 
 def move(part: str, scale: float) -> None:
-    """A large random step of the parameters whose name holds `part`, the same on every number of
-    ranks."""
+    """A large random step of the parameters whose name
+    holds `part`, the same on every number of ranks."""
     g = torch.Generator().manual_seed(0)
     reshard(policy)
     with torch.no_grad():

@@ -81,16 +81,14 @@ if "nan" in sys.argv:
     groups[0] = replace(groups[0], rollouts=(broken, *groups[0].rollouts[1:]))
 mesh = init_device_mesh(device.type, (world,))
 policy = build_policy(str(base / "base"), device, mesh, trained=True)
-with (
-    torch.no_grad()
-):  # a reference that differs from the policy, so that the KL term has a gradient at once
+# A reference that differs from the policy, so that the KL term has a gradient at once.
+with torch.no_grad():
     reference = build_policy(str(base / "base"), device, mesh, trained=False) if beta else None
     for p in policy.parameters():
         p.mul_(1.02)
 before = {name: weight.clone() for name, weight in full_weights(policy, torch.float32)}
-optimizer = torch.optim.AdamW(
-    policy.parameters(), lr=1e-3, eps=1e-3
-)  # eps: no direction made of rounding errors alone
+# Eps: no direction made of rounding errors alone.
+optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, eps=1e-3)
 metrics = update(
     policy, optimizer, groups, logps_of(reference, groups, args) if reference else None, args
 )
@@ -100,6 +98,5 @@ if rank == 0:
     out.with_suffix(".json").write_text(json.dumps(metrics))
 dist.barrier()
 dist.destroy_process_group()
-os._exit(
-    0
-)  # gloo's threads now and then abort an interpreter that ends in the usual way, with everything written
+# Gloo's threads now and then abort an interpreter that ends in the usual way, with everything written.
+os._exit(0)
