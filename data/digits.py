@@ -6,7 +6,8 @@ Two things are made here, in minutes and without a download:
 1. Questions: `train.jsonl`, `test.jsonl`, `images/*.png`. The images are the 1,797 handwritten
    digits of scikit-learn; no digit is in both files. Every kind of question is one pure function,
    from the digits in the slots to text and answer: what is right after the images moved is what
-   the function says of the moved digits.
+   the function says of the moved digits. With --skew p the training questions name mostly the
+   first image, as real data may; the test questions never do.
 2. A base model: `base/`, in Hugging Face format. Reinforcement learning starts from a model that
    answers in the right form, is often right, and has habits. So a Qwen2.5-VL of 1M parameters,
    with a tokenizer made from the task's own text, is warmed up by supervised training: first by a
@@ -18,7 +19,7 @@ How often depends on the digit asked for (HASTE). A model can only learn this as
 bias: move the images and its answer changes. HASTE is never 0 or 1, so the right answer stays
 within reach of sampling.
 
-    python data/digits.py [--out runs/digits] [--seed 0] [--no-warmup]
+    python data/digits.py [--out runs/digits] [--seed 0] [--skew 0.9] [--no-warmup]
 """
 
 import argparse
@@ -199,19 +200,26 @@ def ask_even(digits):
     return replace(question, permute=False)
 
 
-def draw(kind, rng):
-    """Draw a question: the function that asks it, the
-    digits of its slots, the function's other arguments.
+def draw_slot(n, rng, skew=None):
+    """A slot for the image that is asked for: the first with probability `skew`, else each of
+    the others alike; without a skew all alike."""
+    if skew is None:
+        return rng.randrange(n)
+    return 0 if rng.random() < skew else rng.randrange(1, n)
 
-    Slots are uniform: the image that decides the answer stands equally often in each."""
+
+def draw(kind, rng, skew=None):
+    """Draw a question: the function that asks it, the digits of its slots, the function's other
+    arguments. The right image of "options" and "index", and the named one of "references",
+    stand where `draw_slot` says."""
     n, d = rng.randint(2, 5), rng.randrange(10)
     digits = [rng.choice([x for x in range(10) if x != d]) for _ in range(n)]  # none shows d yet
     if kind in ("options", "index"):
-        digits[rng.randrange(n)] = d
+        digits[draw_slot(n, rng, skew)] = d
         return {"options": ask_options, "index": ask_index}[kind], digits, (d,)
     if kind == "references":
         digits = [d if rng.random() < 0.5 else x for x in digits]
-        return ask_statement, digits, (rng.randrange(n), d)
+        return ask_statement, digits, (draw_slot(n, rng, skew), d)
     if kind == "invariant":
         quantifier = rng.choice((None, any, all))
         # A claim turns on a single image: none or one shows d, all or all but one do.
@@ -250,7 +258,8 @@ def digit_image(pixels):
     return Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((28, 28), Image.BICUBIC)
 
 
-def write_questions(out, seed, banks):
+def write_questions(out, seed, banks, skew=None):
+    """OUT/train.jsonl, test.jsonl and images/. The skew is of the training questions alone."""
     (out / "images").mkdir(parents=True, exist_ok=True)
     for index, pixels in enumerate(load_digits().images):
         digit_image(pixels).save(out / f"images/digit-{index:04d}.png")
@@ -258,7 +267,7 @@ def write_questions(out, seed, banks):
         rng, rows = random.Random(f"{name} {seed}"), []
         for kind, counts in KINDS.items():
             for number in range(counts[column]):
-                ask, digits, arguments = draw(kind, rng)
+                ask, digits, arguments = draw(kind, rng, skew if name == "train" else None)
                 question = ask(digits, *arguments)
                 paths = [
                     f"images/digit-{index:04d}.png" for index in pick(digits, banks[name], rng)
@@ -404,8 +413,9 @@ def make_model(processor):
     return model
 
 
-def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32):
-    """Supervised training, first on the careful teacher's responses, then on the hasty one's.
+def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32, floor=0.0):
+    """Supervised training, first on the careful teacher's responses, then on the hasty one's, who
+    is hasty at least with probability `floor` where haste is possible.
 
     Changes the model in place; returns the mean cross-entropy of every step."""
     rng = random.Random(f"warm-up {seed}")
@@ -421,11 +431,10 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
         for kind in rng.choices(kinds, weights, k=batch):
             ask, digits, arguments = draw(kind, rng)
             question = ask(digits, *arguments)
-            answer = (
-                question.hasty
-                if haste and rng.random() < question.haste
-                else plain(question.answer)
-            )
+            answer = plain(question.answer)
+            how_hasty = max(question.haste, floor) if question.haste else 0.0
+            if haste and rng.random() < how_hasty:
+                answer = question.hasty
             prompt = processor.tokenizer.encode(prompt_text(processor, question.text))
             said = processor.tokenizer.encode(response(question.thought, answer) + "<|im_end|>")
             sequences.append((prompt, said, pick(digits, bank, rng)))
@@ -483,20 +492,31 @@ def warm_up(model, processor, bank, seed, careful=CAREFUL, hasty=HASTY, batch=32
     return losses
 
 
-def build(out, seed=0, warmup=True) -> None:
-    """Write OUT/train.jsonl, test.jsonl, images/ and
-    base/; at once if this very script made them already.
+def stamp_of(*recipe) -> str:
+    """What stands in a stamp: this very script, and what it was asked to make."""
+    return hashlib.sha256(f"{Path(__file__).read_text()}{recipe}".encode()).hexdigest()
+
+
+def has(stamp, content) -> bool:
+    return stamp.is_file() and stamp.read_text() == content
+
+
+def build(out, seed=0, warmup=True, skew=None) -> None:
+    """Write OUT/train.jsonl, test.jsonl, images/ and base/, unless this very script has made them
+    already. The skew is of the questions: another one leaves the base as it is.
 
     warmup=False leaves the base untrained (seconds instead of minutes), for tests."""
     out = Path(out)
-    stamp = hashlib.sha256(
-        f"{Path(__file__).read_text()}{INSTRUCTION}{seed}{warmup}".encode()
-    ).hexdigest()
-    if (out / ".stamp").is_file() and (out / ".stamp").read_text() == stamp:
-        return
-    (out / ".stamp").unlink(missing_ok=True)
     banks = split_digits(seed)
-    write_questions(out, seed, banks)
+    questions, base = stamp_of(seed, skew), stamp_of(INSTRUCTION, seed, warmup)
+    if not has(out / ".questions", questions):
+        (out / ".questions").unlink(missing_ok=True)
+        write_questions(out, seed, banks, skew)
+        (out / ".questions").write_text(questions)
+
+    if has(out / ".base", base):
+        return
+    (out / ".base").unlink(missing_ok=True)
     torch.manual_seed(seed)
     processor = make_processor()
     model = make_model(processor)
@@ -504,7 +524,7 @@ def build(out, seed=0, warmup=True) -> None:
         warm_up(model, processor, banks["train"], seed)
     model.save_pretrained(out / "base")
     processor.save_pretrained(out / "base")
-    (out / ".stamp").write_text(stamp)
+    (out / ".base").write_text(base)
 
 
 def example(rank, resume=False):
@@ -540,8 +560,16 @@ if __name__ == "__main__":
     parser.add_argument("--out", default="runs/digits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
+        "--skew",
+        type=float,
+        help="share of the training questions whose right image, or named image, stands in slot 1;"
+        " else all slots alike",
+    )
+    parser.add_argument(
         "--no-warmup", action="store_true", help="leave the base untrained, for tests"
     )
     args = parser.parse_args()
+    if args.skew is not None and not 0 <= args.skew <= 1:
+        parser.error(f"argument --skew: {args.skew} is no share: it must be from 0 to 1")
     torch.set_num_threads(os.cpu_count())
-    build(args.out, args.seed, not args.no_warmup)
+    build(args.out, args.seed, not args.no_warmup, args.skew)

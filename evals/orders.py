@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards
-from perl.permute import MARK, DataError, Sample, inverse, load, permute, plain, renamed
+from perl.permute import MARK, DataError, Sample, inverse, load, permute, plain, renamed, slot_of
 from perl.rollout import (
     SLACK,
     add_engine_arguments,
@@ -56,7 +56,7 @@ from perl.rollout import (
     start,
     stop,
 )
-from rewards.boxed import accuracy, boxed, letter_of, options
+from rewards.boxed import accuracy, boxed, options
 
 MAX_ORDERS = 24
 CHUNK = 256  # prompts sampled at a time
@@ -119,16 +119,6 @@ def mapped_back(permuted: Sample, sigma: Sequence[int], response: str) -> str | 
         if accuracy(response, letter, choices):
             return letter.casefold()
     return said.casefold()
-
-
-def slot_of(x: Sample) -> int | None:
-    """The 1-based slot of a question: of the one mark in its answer, else of the one mark in the
-    text of the option its answer names; None without one."""
-    marks = MARK.findall(x.answer)
-    if not marks:
-        letter, _ = letter_of(plain(x.answer))
-        marks = MARK.findall(options(x.question).get(letter, ""))
-    return int(marks[0][0]) if len(marks) == 1 else None
 
 
 def summarise(records: Sequence[dict]) -> dict:
@@ -197,7 +187,7 @@ def evaluate(
                         "sigma": sigma,
                         "right": right,
                         "answer": answer,
-                        "slot": slot_of(y),
+                        "slot": slot_of(y, options(y.question)),
                         "response": response,
                     }
                 )

@@ -261,6 +261,17 @@ def permute(x: Sample, sigma: Sequence[int]) -> Sample:
     return replace(x, images=images, question=question, answer=y)
 
 
+def slot_of(x: Sample, options: Mapping[str, str]) -> int | None:
+    """The 1-based slot of the right image: of the one mark in the answer, else of the one mark in
+    the text of the option that the answer names; None without one. A bias for some slots shows
+    as accuracy that depends on it. `options`: letter -> text, marks and all.
+    """
+    marks = MARK.findall(x.answer)
+    if not marks:
+        marks = MARK.findall(options.get(x.answer.strip("(). "), ""))
+    return int(marks[0][0]) if len(marks) == 1 else None
+
+
 # --- Algorithm 1: the decay, and the group of a question ---
 
 

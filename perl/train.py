@@ -59,7 +59,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import rewards
 from perl.grpo import Policy, Row, advantages, grpo_loss, rollout_mean
-from perl.permute import Copy, DataError, Sample, alpha, copies, load, plain
+from perl.permute import Copy, DataError, Sample, alpha, copies, load, plain, slot_of
 from perl.rollout import (
     Engine,
     Rollout,
@@ -357,7 +357,12 @@ def tokens_of(group: Group) -> int:
 
 
 def update(
-    policy: Policy, optimizer, groups: Sequence[Group], ref: list[torch.Tensor] | None, args
+    policy: Policy,
+    optimizer,
+    groups: Sequence[Group],
+    ref: list[torch.Tensor] | None,
+    args,
+    loss_of: Callable = grpo_loss,
 ) -> dict[str, float]:
     """`args.updates` optimizer steps on this rank's `groups`, pi_old
     fixed; returns metrics, the same on all ranks. `ref`: pi_ref's
@@ -385,7 +390,7 @@ def update(
             logp, entropy = policy(rows, args.temperature)  # (N,), (N,)
             old_logp = torch.cat(old[micro]) if old else logp.detach()  # (N,)
             ref_logp = torch.cat(ref[micro]) if ref else logp.detach()  # (N,)
-            loss, parts = grpo_loss(
+            loss, parts = loss_of(
                 logp,
                 old_logp,
                 ref_logp,
@@ -397,9 +402,8 @@ def update(
                 beta=args.beta,
                 tis_cap=args.tis_cap,
             )
-            (
-                loss * world
-            ).backward()  # FSDP averages over ranks; shares of a global mean want their sum
+            # FSDP averages over ranks; shares of a global mean want their sum.
+            (loss * world).backward()
 
             gap = (old_logp - sampler_logp).abs()
             gap_max = torch.maximum(gap_max, gap.max())
@@ -456,7 +460,10 @@ def reward_metrics(groups: Sequence[Group], world: int) -> dict:
                     "cut_off": not o.finished,
                 }
             )
+        means = group.rewards.view(len(group.copies), n).mean(dim=1)  # (n_s + 1,)
         by_group.append({"no_spread": bool(group.rewards.max() == group.rewards.min())})
+        if any(copy.sigma != group.copies[0].sigma for copy in group.copies):
+            by_group[-1]["orders_differ"] = bool(means.max() > means.min())
 
     A = torch.cat([group.advantages for group in groups])
     histogram = torch.histc(A.clamp(-3, 3), bins=BINS, min=-WIDEST, max=WIDEST)
@@ -496,11 +503,12 @@ def evaluate(
     engine: Engine, processor, samples: Sequence[Sample], args, grader: rewards.Reward
 ) -> dict[str, float]:
     """Greedy accuracy of pi in the given order and in one permuted order, drawn once and for all;
-    a question that cannot be permuted counts alike in both. Collective.
+    a question that cannot be permuted counts alike in both; and by the slot of the right image,
+    where one is named, over both. Collective.
     """
     world = dist.get_world_size()
     mine = samples[dist.get_rank() :: world]
-    given, permuted = [], []
+    given, permuted, by_slot = [], [], []
     for first in range(0, len(mine), args.prompts):
         asked, pairs = [], []
         for x in mine[first : first + args.prompts]:
@@ -514,13 +522,19 @@ def evaluate(
         for x, [o] in zip(asked, answers):
             choices = options(plain(x.question))
             right.append(grader.accuracy(o.text, plain(x.answer), choices))
+            by_slot.append((slot_of(x, options(x.question)), right[-1]))
         given += [right[k] for k, _ in pairs]
         permuted += [right[k] for _, k in pairs]
-    ranks = gather((given, permuted), world)
-    return {
-        "eval_given": mean(joined(part for part, _ in ranks)),
-        "eval_permuted": mean(joined(part for _, part in ranks)),
+
+    ranks = gather((given, permuted, by_slot), world)
+    metrics = {
+        "eval_given": mean(joined(part for part, _, _ in ranks)),
+        "eval_permuted": mean(joined(part for _, part, _ in ranks)),
     }
+    slots = joined(part for _, _, part in ranks)
+    for slot in sorted({slot for slot, _ in slots if slot}):
+        metrics[f"eval_slot_{slot}"] = mean([right for place, right in slots if place == slot])
+    return metrics
 
 
 def finite(value):
@@ -670,6 +684,8 @@ def main(
     alpha_of: Callable = alpha,
     copies_of: Callable = copies,
     advantages_of: Callable = advantages,
+    sample_with: Callable = sample_groups,
+    loss_of: Callable = grpo_loss,
     evaluate_with: Callable = evaluate,
 ) -> None:
     """The run. The functions are the paper's; others are for ablations (evals/paper.py)."""
@@ -726,7 +742,7 @@ def main(
         questions = share_of_rank(drawn, rank, world, args.updates)
         groups, mistake = [], None
         try:
-            groups = sample_groups(
+            groups = sample_with(
                 engine, processor, questions, step, alpha_t, args, grader, copies_of, advantages_of
             )
         except DataError as error:  # a picture that was there at the start and is torn now
@@ -745,7 +761,7 @@ def main(
             reshard(reference)  # it has no backward that would
         clock.append(time.perf_counter())
 
-        learned = update(policy, optimizer, groups, ref, args)
+        learned = update(policy, optimizer, groups, ref, args, loss_of)
         clock.append(time.perf_counter())
 
         engine.sync(full_weights(policy, dtype))  # theta_old <- theta

@@ -42,11 +42,11 @@ from evals.orders import (
     picture,
     prompt_length,
     render,
-    slot_of,
     summarise,
 )
-from perl.permute import DataError, Sample, load, permute, plain
+from perl.permute import DataError, Sample, load, permute, plain, slot_of
 from perl.rollout import encode, load_processor, prompt_text
+from rewards.boxed import options
 
 # --- Figures ---
 
@@ -85,7 +85,7 @@ def test_what_is_not_permutable_is_asked_once():
 def test_answers_are_mapped_back_to_the_given_order():
     x, sigma = sample(3, answer="[[3|C]]"), (2, 0, 1)
     y = permute(x, sigma)
-    assert y.answer == "[[1|A]]" and slot_of(y) == 1
+    assert y.answer == "[[1|A]]" and slot_of(y, options(y.question)) == 1
     for said in ("A", "(A)", " A. ", "Option A", "\\text{A}"):  # one answer, however it is written
         # The image that stands first was the third.
         assert mapped_back(y, sigma, f"\\boxed{{{said}}}") == "c"
@@ -93,10 +93,13 @@ def test_answers_are_mapped_back_to_the_given_order():
     assert mapped_back(y, sigma, "no box") is mapped_back(y, sigma, "\\boxed{ }") is None
     assert mapped_back(y, sigma, "\\boxed{Nonsense}") == "nonsense"
     count = sample(3, "2", question="<image><image><image> How many of the images show a 7?")
-    assert mapped_back(permute(count, sigma), sigma, "\\boxed{1}") == "1" and slot_of(count) is None
+    assert (
+        mapped_back(permute(count, sigma), sigma, "\\boxed{1}") == "1"
+        and slot_of(count, {}) is None
+    )
     index = sample(3, "Image [[3|3]]", question="<image><image><image> Which image shows a 7?")
     y = permute(index, sigma)
-    assert y.answer == "Image [[1|1]]" and slot_of(y) == 1
+    assert y.answer == "Image [[1|1]]" and slot_of(y, options(y.question)) == 1
     for said in ("Image 2", "2", "the second image", "Second image."):
         assert mapped_back(y, sigma, f"\\boxed{{{said}}}") == "image 1"
     statement = Sample(
@@ -114,7 +117,9 @@ def test_answers_are_mapped_back_to_the_given_order():
         True,
     )
     assert (
-        slot_of(named) == 2 and slot_of(permute(named, (1, 0))) == 1 and slot_of(statement) is None
+        slot_of(named, options(named.question)) == 2
+        and slot_of(permute(named, (1, 0)), options(permute(named, (1, 0)).question)) == 1
+        and slot_of(statement, options(statement.question)) is None
     )
     assert (
         mapped_back(permute(statement, (1, 0)), (1, 0), "\\boxed{True}")

@@ -1,4 +1,4 @@
-"""The ablations of evals/paper.py: each variant does what it says, a run in each goes through,
+"""The experiments of evals/paper.py: each variant does what it says, a run in each goes through,
 the tables say what the runs gave."""
 
 import json
@@ -6,19 +6,30 @@ import statistics
 import subprocess
 import sys
 
+import pytest
 import torch
 from conftest import ROOT
 
-from data.digits import TRAIN
 from evals.paper import (
     ARMS,
     FIGURES,
-    collect,
+    MAIN,
+    PARTS,
+    Adaptive,
+    Arm,
+    add_figures,
+    augmented,
     constant_alpha,
-    finished,
+    difference,
+    figures_of,
+    interval,
+    jobs,
+    joint,
+    kept,
+    load_results,
     plot,
+    plot_skew,
     release_copies,
-    spread,
     tables,
     two_baselines,
 )
@@ -26,13 +37,13 @@ from perl.grpo import advantages
 from perl.permute import Sample, copies, permute
 
 
-def question(n):
+def question(n, permutable=True):
     return Sample(
         f"q{n}",
         tuple(f"{i}.png" for i in range(n)),
         "<image> " * n + "How many show a 7?",
         "2",
-        True,
+        permutable,
     )
 
 
@@ -53,6 +64,18 @@ def test_release_permutation_is_one_for_all():
         assert 30 < moved < 90  # of 120, at alpha 0.5
 
 
+def test_augmentation_asks_one_order_and_any():
+    x = question(3)
+    found = [augmented(x, 0, 0.0, 0, step) for step in range(600)]
+    assert all(len(group) == 1 for group in found)
+    counts = {}
+    for [copy] in found:
+        assert copy.sample == permute(x, copy.sigma)
+        counts[copy.sigma] = counts.get(copy.sigma, 0) + 1
+    assert len(counts) == 6 and min(counts.values()) > 60  # of 100 each
+    assert augmented(question(3, permutable=False), 0, 0.0, 0, 1)[0].sigma == (0, 1, 2)
+
+
 def test_two_baselines_forget_the_other_order():
     rewards = torch.tensor([[1.0, 1, 1, 0, 0, 0, 0, 1]])
     apart, merged = two_baselines(rewards), advantages(rewards)
@@ -63,8 +86,52 @@ def test_two_baselines_forget_the_other_order():
     assert apart[:, :4].sum().abs() < 1e-6 and merged[:, :4].sum() > 1
 
 
+def test_joint_reward_pays_both_or_none():
+    rewards = torch.tensor([[1.0, 1.0, 0.1, 1.0, 0.1, 1.0]])  # j = 0 is right in both orders
+    A = joint(rewards)[0]
+    assert A[0] == A[3] > 0 and A[1] == A[4] == A[2] == A[5] < 0
+
+
+def test_adaptive_permutation_follows_the_gap():
+    state, x = Adaptive(), question(3)
+    share = lambda: sum(state.copies(x, 1, 0.0, 0, s)[1].sigma != (0, 1, 2) for s in range(400))  # noqa: E731
+    assert share() == 400  # nothing is known yet
+    state.gap[x.task] = 0.25
+    assert 150 < share() < 250
+    state.gap[x.task] = 0.0
+    assert 15 < share() < 80  # it goes on looking, at 0.1
+
+
 def test_alpha_without_decay():
     assert [constant_alpha(step, 20) for step in (0, 10, 19)] == [1.0] * 3
+
+
+def test_every_arm_is_in_a_part_and_runs_as_often_as_its_part_says():
+    named = [name for names, _ in PARTS.values() for name in names]
+    assert sorted(named) == sorted(ARMS)
+    runs = jobs(list(PARTS), range(5))
+    assert len(runs) == len(set(runs)) == sum(len(names) * n for names, n in PARTS.values())
+    assert [name for seed, name in runs if seed == 0][:2] == list(MAIN)
+
+
+def test_the_questions_of_an_arm(tmp_path):
+    folder = tmp_path / "0" / "skew-0.9"
+    folder.mkdir(parents=True)
+    rows = [{"id": str(k), "images": ["a.png"] * (1 + k % 3)} for k in range(30)]
+    scores = [{"id": str(k), "accuracy": k % 11 / 10} for k in range(30)]
+    for name, lines in {
+        "train": rows,
+        "filtered": rows[:4],
+        "filtered.jsonl.scores": scores,
+    }.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    read = lambda keep: [json.loads(line) for line in kept(Arm(keep=keep), 0, tmp_path).open()]  # noqa: E731
+    assert len(read("all")) == 30 and len(read("filtered")) == 4
+    assert {len(row["images"]) for row in read("several images")} == {2, 3}
+    assert {len(row["images"]) for row in read("one image")} == {1}
+    band = read("0.2-0.8")
+    assert len(band) == 4 and all(0.2 <= int(row["id"]) % 11 / 10 <= 0.8 for row in band)
 
 
 RUN = """
@@ -74,109 +141,89 @@ sys.path.insert(0, {root!r})
 from evals.paper import ARMS, train
 from perl.rollout import run
 digits, out = Path({digits!r}), Path({out!r})
-small = dict(steps=1, eval_every=1, prompts=4, updates=2, max_tokens=8, eval=digits / "few.jsonl")
-run(lambda: train(ARMS[{arm!r}], 0, digits, digits / "train.jsonl", out, **small))
+small = dict(steps=2, eval_every=2, prompts=4, updates=2, max_tokens=8)
+arm, few = ARMS[{arm!r}], digits / "few.jsonl"
+run(lambda: train(arm, 0, digits / "base", digits / "train.jsonl", few, out, **small))
 """
 
 
-def test_a_variant_trains(digits, tmp_path):
-    lines = (digits / "train.jsonl").read_text().splitlines()
-    (digits / "few.jsonl").write_text(
-        "\n".join(
-            line for line in lines if len(json.loads(line)["images"]) == 2 and "options" in line
-        )
-    )
-    few = (digits / "few.jsonl").read_text().splitlines()[:3]
-    (digits / "few.jsonl").write_text("\n".join(few))
-    script = RUN.format(
-        root=str(ROOT), digits=str(digits), out=str(tmp_path / "run"), arm="two baselines"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
+@pytest.mark.parametrize("arm", ["joint reward", "adaptive", "original prompt", "augmentation"])
+def test_a_variant_trains(digits, tmp_path, arm):
+    several = []
+    for line in (digits / "train.jsonl").read_text().splitlines():
+        if len(json.loads(line)["images"]) == 2 and "options" in line:
+            several.append(line)
+    (digits / "few.jsonl").write_text("\n".join(several[:3]))
+    out = tmp_path / "run"
+    script = RUN.format(root=str(ROOT), digits=str(digits), out=str(out), arm=arm)
+    words = [sys.executable, "-c", script]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    [row] = [
-        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert {f"eval_{name}" for name in FIGURES} <= row.keys() and row["eval_worst_order"] <= row[
-        "eval_mean_over_orders"
-    ]
-    assert 0 < row["permuted"] <= 1 and sum(row["advantages"]) == 4 * 12
+
+    figures = figures_of(out)
+    assert set(FIGURES) <= figures.keys() and set(figures["by_task"]) == {"options"}
+    assert figures["worst_order"] <= figures["mean_over_orders"]
+    assert [point["step"] for point in figures["curve"]] == [2]
+    assert sum(figures["early_advantages"]) == 2 * 4 * 12
 
 
-def runs(folder, seeds):
-    """What finished runs leave, with made-up figures."""
-    for seed in seeds:
-        for k, arm in enumerate(["base", *ARMS]):
-            out = folder / str(seed) / arm
-            out.mkdir(parents=True)
-            figures = {name: (k + 1) / 20 + seed / 100 + i / 50 for i, name in enumerate(FIGURES)}
-            if arm == "base":
-                (out / "orders.json").write_text(json.dumps(figures | {"by_slot": {"1": 1.0}}))
-                continue
-            every = ARMS[arm].every
-            rows = [
-                {
-                    "step": s,
-                    "reward": 0.5,
-                    "no_spread": 0.25,
-                    "permuted": 0.5,
-                    "logp_gap_max": 1e-5,
-                    "advantages": [1] * 25,
-                }
-                | {f"seconds_{phase}": 1.0 + seed for phase in ("sampling", "update")}
-                | (
-                    {f"eval_{f}": v for f, v in figures.items()} | {"eval_slot_1": 1.0}
-                    if (s + 1) % every == 0
-                    else {}
-                )
-                for s in range(TRAIN["steps"])
-            ]
-            (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            (out / "model").mkdir()
+# --- Tables ---
 
 
-def test_tables_and_picture(tmp_path):
-    runs(tmp_path, (0, 1, 2))
-    assert (
-        finished(tmp_path / "0" / "both")
-        and not finished(tmp_path / "0" / "base")
-        and not finished(tmp_path / "3" / "both")
-    )
-    results = json.loads(json.dumps(collect(tmp_path, (0, 1, 2))))
+def made_up(k: int, seed: int) -> dict:
+    """Figures of a run that never was."""
+    figures = {name: (k + 1) / 40 + seed / 100 + i / 50 for i, name in enumerate(FIGURES)}
+    slots = {slot: 0.5 for slot in "12345"}
+    tasks = {task: 0.5 for task in ("options", "index", "references", "invariant", "single")}
+    curve = [{"step": step, "by_slot": slots, **figures} for step in (5, 10, 15, 20)]
+    more = {"by_slot": slots, "by_task": tasks, "worst_by_task": tasks, "curve": curve}
+    more |= {"no_spread": 0.25, "permuted": 0.5, "orders_differ": [0.5] * 20}
+    return figures | more | {"early_advantages": [1] * 25}
+
+
+def test_tables_and_pictures(tmp_path):
+    file = tmp_path / "results.json"
+    for seed in (0, 1, 2):
+        for k, arm in enumerate(["base", "weak", *ARMS]):
+            add_figures(file, seed, arm, made_up(k, seed))
+    results = load_results(file)
     found = tables(results)
-    rows = {
-        cells[1].strip(): [c.strip() for c in cells[2:-1]]
-        for text in found.values()
-        for line in text.splitlines()
-        if len(cells := line.split("|")) > 8
-    }
-    place = list(FIGURES).index("worst_order")
-    worst = [
-        (["base", *ARMS].index("neither") + 1) / 20 + seed / 100 + place / 50 for seed in (0, 1, 2)
-    ]
-    assert rows["neither"][place] == f"{statistics.mean(worst):.3f} ± 0.010"
-    assert rows["neither"][6].endswith("(3 of 3 lower)") and rows["both"][6] == ""
-    assert "4.00" in rows["n_s=3"][-1]  # seconds: 2 (1 + seed), the mean of 2, 4 and 6
-    gap = found["Best against worst order over training"].splitlines()
-    assert gap[0].count("|") == 2 + 6 and [line.split("|")[1].strip() for line in gap[2:]] == [
-        "GRPO",
-        "PeRL",
-    ]
-    plot(results, tmp_path / "results.png")
-    assert (tmp_path / "results.png").stat().st_size > 10_000
+    rows = {}
+    for name, text in found.items():
+        for line in text.splitlines():
+            cells = [cell.strip() for cell in line.split("|")[1:-1]]
+            rows[name, cells[0]] = cells[1:]
+
+    k = list(ARMS).index("no decay") + 2
+    worst = statistics.mean((k + 1) / 40 + seed / 100 + 2 / 50 for seed in (0, 1, 2))
+    assert rows["arms", "no decay"][3] == f"{worst:.3f}"
+    later = k - (list(ARMS).index(MAIN[1]) + 2)
+    assert rows["arms", "no decay"][-1] == f"{later / 40:+.3f} ± 0.000, higher"
+    assert rows["seeds", "1"][-1] == f"{1 / 40:+.3f}"
+    assert rows["axis", "skew 0.9"][0] == "3"
+    for picture in (plot, plot_skew):
+        picture(results, tmp_path / "picture.png")
+        assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_a_difference_is_claimed_only_outside_the_interval():
+    def results(differences):
+        seeds = {}
+        for seed, d in enumerate(differences):
+            seeds[str(seed)] = {"a": {"worst_order": 0.5 + d}, "b": {"worst_order": 0.5}}
+        return {"seeds": seeds}
+
+    mean, half = interval([0.1, 0.2, 0.3, 0.2])
+    assert mean == pytest.approx(0.2) and half == pytest.approx(3.182446 * 0.0408248, rel=1e-4)
+    assert difference(results([0.1, 0.11, 0.1]), "a", "b").endswith("higher")
+    assert difference(results([-0.1, -0.11, -0.1]), "a", "b").endswith("lower")
+    assert difference(results([0.1, -0.1, 0.05]), "a", "b").endswith("not told apart")
+    assert difference(results([0.1]), "a", "b").endswith("not told apart")  # one seed says nothing
 
 
 def test_the_published_tables_are_those_of_the_published_results():
-    results = json.loads((ROOT / "docs" / "results.json").read_text())
+    results = load_results(ROOT / "docs" / "results.json")
     text = (ROOT / "docs" / "results.md").read_text()
-    for table in tables(results).values():
-        assert table in text
-    assert results["command"] in text and len(results["seeds"]) >= 5
-    readme, runs = (ROOT / "README.md").read_text(), results["seeds"].values()
-    for arm, name in (("base", "base"), ("filter", "GRPO"), ("both", "PeRL")):
-        cells = [spread([run[arm][figure] for run in runs]) for figure in FIGURES]
-        slots = " ".join(
-            f"{statistics.mean(run[arm]['by_slot'][slot] for run in runs):.2f}" for slot in "12345"
-        )
-        assert f"| {name} | {' | '.join(cells)} | {slots} |" in readme
+    for name, table in tables(results).items():
+        assert f"<!-- table {name} -->\n{table}\n<!-- end -->" in text, name
+    assert "<!-- table axis -->" in (ROOT / "README.md").read_text()

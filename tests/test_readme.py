@@ -82,7 +82,8 @@ def test_every_metric_is_explained():
     named = {
         name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])
     }
-    assert named == {*METRICS, "eval_given", "eval_permuted"}
+    of_evaluation = {"eval_given", "eval_permuted", "eval_slot_1", "eval_slot_2"}
+    assert named == {*METRICS, "orders_differ", *of_evaluation}
 
 
 # --- Commands ---
