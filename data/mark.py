@@ -52,11 +52,13 @@ from perl.permute import (
     OLD_KINDS,
     ORDINALS,
     DataError,
+    Sample,
     mistake,
     names_a_file_twice,
     plain,
     rows,
     sample_of,
+    slot_of,
     vocabulary,
     with_capitals_of,
 )
@@ -260,7 +262,7 @@ class Name:
 # --- From a word to slots ---
 
 
-def slot_of(word: str, n: int) -> int:
+def slot_named_by(word: str, n: int) -> int:
     """The slot that `word` names among n images. Raises
     Unclear where there is none, or more than one.
     """
@@ -287,11 +289,11 @@ def slots_of(said: str, n: int) -> tuple[int, ...]:
         return tuple(range(1, k + 1)) if first else tuple(range(n - k + 1, n + 1))
 
     if low.endswith(" to last"):
-        return (slot_of(low, n),)
+        return (slot_named_by(low, n),)
     ends = JOIN.split(low)
     if len(ends) == 1:
-        return (slot_of(low, n),)
-    first, last = (slot_of(end, n) for end in ends)
+        return (slot_named_by(low, n),)
+    first, last = (slot_named_by(end, n) for end in ends)
     if first >= last:
         raise Unclear(Reason.NO_WORD, said)
     return tuple(range(first, last + 1))
@@ -1005,7 +1007,7 @@ def order_words(answer: str, n: int) -> tuple[Word, ...]:
     found = []
     for m in ORDER_MARK.finditer(answer):
         start, end = m.span(1)
-        found.append(Word(start, end, (slot_of(m[1].lower(), n),), m[1]))
+        found.append(Word(start, end, (slot_named_by(m[1].lower(), n),), m[1]))
     return tuple(found)
 
 
@@ -1600,6 +1602,7 @@ def result_of(row: dict, source: Path, out: Path) -> Result:
     images = [os.path.relpath(source.parent / name, out.parent) for name in row["images"]]
     replaced = ("why", "order") if row.get("order") in OLD_KINDS else ("why",)
     kept = {name: value for name, value in row.items() if name not in replaced}
+    said_before = {"why": row["why"]} if row.get("permute") is False and row.get("why") else {}
     if is_marked(row):
         # Raises DataError for a wrong number of placeholders, and the like.
         sample_of({"id": "", **row})
@@ -1608,13 +1611,14 @@ def result_of(row: dict, source: Path, out: Path) -> Result:
         verdict = Verdict(
             permute, row.get("stem", 0), row["question"], row["answer"], evidence="marked already"
         )
-        return Result(kept | {"images": images, "permute": permute}, verdict, missed)
+        row = kept | {"images": images, "permute": permute} | said_before
+        return Result(row, verdict, missed)
 
     verdict = mark(row, source.parent)
     text = {"question": verdict.question, "answer": verdict.answer, "permute": verdict.permute}
     stem = {"stem": verdict.stem} if verdict.stem else {}
     why = {"why": explanation(verdict)} if verdict.reason else {}
-    return Result(kept | {"images": images} | text | stem | why, verdict)
+    return Result(kept | {"images": images} | text | stem | why | said_before, verdict)
 
 
 def explanation(verdict: Verdict) -> str:
@@ -1624,29 +1628,52 @@ def explanation(verdict: Verdict) -> str:
     return f"{verdict.reason}: {verdict.evidence!r}" if verdict.evidence else str(verdict.reason)
 
 
-def summary(results: Sequence[Result]) -> list[str]:
-    """Counts: permutable rows by evidence, the others
-    by reason, and what was changed or is missed.
+class Summary:
+    """Counts of what became of the rows: permutable by evidence, the others by reason, what was
+    changed or is missed, and in which slot the right image stands.
     """
-    verdicts = [result.verdict for result in results]
-    permutable = [verdict for verdict in verdicts if verdict.permute]
-    evidence = Counter(verdict.evidence.split("; names: ")[0] for verdict in permutable)
-    reasons = Counter(str(verdict.reason) for verdict in verdicts if verdict.reason)
-    lines = [f"permutable {len(permutable)} of {len(verdicts)}"]
-    lines += [f"{count:8d} true: {what}" for what, count in evidence.most_common()]
-    lines += [f"{count:8d} false: {what}" for what, count in reasons.most_common()]
 
-    written_out = sum(verdict.written_out > 0 for verdict in verdicts)
-    sets = sum(verdict.set_answer for verdict in verdicts)
-    if written_out:
-        lines.append(f"{written_out:8d} rows with a set or a range of images written out")
-    if sets:
-        lines.append(f"{sets:8d} answers brought to the form of a set, {{1, 3}}")
-    for result in results:
+    def __init__(self):
+        self.rows = 0
+        self.evidence: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.slots: Counter[int] = Counter()
+        self.written_out = self.sets = 0
+        self.missed: list[str] = []
+
+    def add(self, result: Result) -> None:
+        verdict = result.verdict
+        self.rows += 1
+        if verdict.permute:
+            self.evidence[verdict.evidence.split("; names: ")[0]] += 1
+            options = {option.label: option.text for option in find_options(verdict.question)}
+            slot = slot_of(Sample("", (), verdict.question, verdict.answer), options)
+            if slot:
+                self.slots[slot] += 1
+        else:
+            self.reasons[str(verdict.reason or Reason.DECLARED)] += 1
+        self.written_out += verdict.written_out > 0
+        self.sets += verdict.set_answer
         if result.missed:
             words = ", ".join(result.missed)
-            lines.append(f"{result.row.get('id')}: its marks miss what looks like a name: {words}")
-    return lines
+            self.missed.append(
+                f"{result.row.get('id')}: its marks miss what looks like a name: {words}"
+            )
+
+    def lines(self) -> list[str]:
+        permutable = self.evidence.total()
+        lines = [f"permutable {permutable} of {self.rows}"]
+        lines += [f"{count:8d} true: {what}" for what, count in self.evidence.most_common()]
+        lines += [f"{count:8d} false: {what}" for what, count in self.reasons.most_common()]
+        if self.written_out:
+            lines.append(f"{self.written_out:8d} rows with a set or a range of images written out")
+        if self.sets:
+            lines.append(f"{self.sets:8d} answers brought to the form of a set, {{1, 3}}")
+        if self.slots:
+            total = self.slots.total()
+            shares = [f"{slot}: {self.slots[slot] / total:.0%}" for slot in sorted(self.slots)]
+            lines.append(f"{total:8d} right images are named; by slot {', '.join(shares)}")
+        return lines + self.missed
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -1663,29 +1690,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     source, out = Path(args.data), Path(args.out)
-    results = []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside, summary = out.with_suffix(".tmp"), Summary()
     try:
-        for where, row in rows(source):
-            try:
-                results.append(result_of(row, source, out))
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from None
+        with open(aside, "w", encoding="utf-8") as file:
+            for where, row in rows(source):
+                try:
+                    result = result_of(row, source, out)
+                except DataError as error:
+                    raise DataError(f"{where}: {error}") from None
+                file.write(json.dumps(result.row, ensure_ascii=False) + "\n")
+                summary.add(result)
+                if args.explain:
+                    decided = str(result.verdict.permute).lower()
+                    print(row.get("id"), decided, explanation(result.verdict), sep="\t")
+        aside.replace(out)
     except DataError as error:
         sys.exit(f"mark.py: {error}")
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "w", encoding="utf-8") as file:
-        for result in results:
-            file.write(json.dumps(result.row, ensure_ascii=False) + "\n")
-    if args.explain:
-        for result in results:
-            print(
-                result.row.get("id"),
-                str(result.verdict.permute).lower(),
-                explanation(result.verdict),
-                sep="\t",
-            )
-    print("\n".join(summary(results)), file=sys.stderr)
+    finally:
+        aside.unlink(missing_ok=True)
+    print("\n".join(summary.lines()), file=sys.stderr)
 
 
 if __name__ == "__main__":
