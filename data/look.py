@@ -31,7 +31,8 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; max-width: 75rem; color: #222 }}
+body {{ font: 15px/1.45 system-ui, sans-serif; margin: 1.5rem auto; padding: 0 1rem;
+  max-width: 75rem; color: #222 }}
 h1 {{ font-size: 1.3rem }}
 form {{ position: sticky; top: 0; background: #fff; padding: .6rem 0; border-bottom: 1px solid #ccc;
   display: flex; gap: .6rem; flex-wrap: wrap; align-items: center; z-index: 1 }}

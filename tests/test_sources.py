@@ -13,8 +13,8 @@ from conftest import ROOT
 
 from data.convert import convert, declared
 from data.hub import Pictures, Skip
-from data.mantis import RECIPES, fields_of
-from perl.permute import load, permute, plain
+from data.mantis import RECIPES, cleaned, fields_of, questions_of, single_turn
+from perl.permute import load, permute, plain, sample_of
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
@@ -325,3 +325,75 @@ def test_a_file_that_cannot_be_converted(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
     done = python("data/convert.py", "easyr1", tmp_path / name, "--out", tmp_path / "out")
     assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+# --- What docs/data.md says ---
+
+
+def published(heading: str) -> list[dict]:
+    """The rows of the block under a heading of docs/data.md."""
+    text = (ROOT / "docs" / "data.md").read_text().split(f"## {heading}\n")[1]
+    block = text.split("```json\n")[1].split("\n```")[0]
+    return [json.loads(row) for row in block.split("\n\n")]
+
+
+@pytest.mark.parametrize("k", range(8))
+def test_a_template_is_as_the_docs_say(k):
+    row = published("The templates of Mantis-Instruct")[k]
+    config, sigma = row["config"], row["sigma"]
+    [(text, answer)] = questions_of(config, [tuple(row["raw"])])
+    recipe = RECIPES.get(config, single_turn)
+    found = fields_of(recipe, text, cleaned(answer), len(sigma), 5)
+    assert [found["question"], found["answer"]] == row["marked"]
+    assert found.get("stem") == row.get("stem")
+    x = sample_of({"id": "x", "images": [f"{slot}.png" for slot in sigma], **found})
+    y = permute(x, sigma)
+    assert [plain(y.question), plain(y.answer)] == row["permuted"]
+
+
+def test_every_recipe_is_in_the_docs():
+    rows = published("The templates of Mantis-Instruct")
+    assert len(rows) == 8 and {row["config"] for row in rows} >= set(RECIPES)
+
+
+@pytest.mark.parametrize("k", range(5))
+def test_a_format_is_as_the_docs_say(tmp_path, k):
+    hub.formats(tmp_path)  # its pictures
+    row = published("Other projects' formats")[k]
+    assert row["format"] == FORMATS[k]
+    found = convert(row["format"], row["row"], 0, [tmp_path], Pictures(tmp_path / "out"))
+    assert [found["question"], found["answer"]] == row["becomes"]
+
+
+# --- The whole way ---
+
+
+@pytest.mark.long
+def test_from_the_source_to_two_steps_of_training(torchrun, digits, tmp_path):
+    data = tmp_path / "DATA"
+    configs = list(hub.mantis_rows())
+    words = ("--source", hub.mantis(tmp_path / "mantis", copies=2), "--out", data)
+    assert python("data/mantis.py", *configs, *words).returncode == 0
+    words = ("--source", hub.mmk12(tmp_path / "mmk12"), "--out", data)
+    assert python("data/mmk12.py", *words).returncode == 0
+    everything = "".join((data / f"{name}.jsonl").read_text() for name in (*configs, "mmk12"))
+    (data / "ALL.jsonl").write_text(everything)
+    words = (data / "ALL.jsonl", "--out", data / "MARKED.jsonl")
+    assert python("data/mark.py", *words).returncode == 0
+    page = data / "page.html"
+    assert python("data/look.py", data / "MARKED.jsonl", "--out", page).returncode == 0
+    assert page.stat().st_size > 10_000
+
+    limits = ("--model", digits / "base", "--max-prompt", "700", "--max-tokens", "8")
+    train = data / "TRAIN.jsonl"
+    torchrun(2, "perl/filter.py", data / "MARKED.jsonl", "--rollouts", "2", "--out", train, *limits)
+    kept = load(train)
+    assert len(kept) >= 32 and sum(x.permute for x in kept) >= 20
+    run = tmp_path / "run"
+    flags = "--steps 2 --prompts 16 --updates 2 --show 8".split()
+    torchrun(2, "perl/train.py", "--data", train, "--out", run, *flags, *limits)
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(steps) == 2 and steps[0]["permuted"] > 0.3
+    assert all(step["logp_gap_max"] < 1e-4 for step in steps)
+    words = (run / "rollouts.jsonl", "--out", tmp_path / "run.html")
+    assert python("data/look.py", *words).returncode == 0
