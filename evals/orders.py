@@ -153,6 +153,11 @@ def summarise(records: Sequence[dict]) -> dict:
     }
 
 
+def graded(accuracy_of: Callable, response: str, x: Sample) -> float:
+    """The accuracy of a response to a question in the order in which it was asked."""
+    return accuracy_of(response, plain(x.answer), options(plain(x.question)))
+
+
 def evaluate(
     ask: Callable[[Sequence[Sample]], list[str]],
     samples: Sequence[Sample],
@@ -160,11 +165,12 @@ def evaluate(
     most: int,
     rank: int,
     world: int,
-    grade: Callable = accuracy,
+    grade: Callable[[str, Sample], float] | None = None,
 ) -> list[dict]:
     """Ask every question in up to `most` orders; the records of all
     ranks, on all ranks. Collective. `ask` answers samples with response
     texts, greedily: `answers` below, or an engine of training."""
+    grade = grade or functools.partial(graded, accuracy)
     asks = [
         (x, k, sigma, y)
         for x in samples[rank::world]
@@ -176,7 +182,7 @@ def evaluate(
             chunk = asks[first : first + CHUNK]
             responses = ask([y for *_, y in chunk])
             for (x, k, sigma, y), response in zip(chunk, responses, strict=True):
-                right = grade(response, plain(y.answer), options(plain(y.question)))
+                right = grade(response, y)
                 # Right answers are one answer.
                 answer = plain(x.answer).casefold() if right else mapped_back(y, sigma, response)
                 records.append(
@@ -391,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         MAX_ORDERS,
         rank,
         world,
-        grader.accuracy,
+        functools.partial(graded, grader.accuracy),
     )
     stop(llm)
     if rank == 0:

@@ -6,7 +6,8 @@ uniform; the training questions name mostly the first image (`skew 0.9`: nine ti
 real data may. A seed is everything: digits, questions, the base that is warmed up, training. The
 parts, and how many seeds each has, are PARTS; what each arm changes is ARMS:
 
-    axis      GRPO and PeRL on uniform questions and at skew 0.5, 0.7, 0.9 and 1.0
+    main      GRPO and PeRL at skew 0.9
+    axis      the two on uniform questions and at skew 0.5, 0.7 and 1.0
     arms      at skew 0.9: the difficulty filter, more copies, no decay, one sigma for ever, two
               baselines, plain augmentation, joint reward, adaptive permutation
     mix       questions with several images alone, with one image alone (the paper's Table 3)
@@ -213,7 +214,16 @@ ARMS = {
 MAIN = ("grpo skew 0.9", "perl skew 0.9")
 AXIS = {"uniform": 0.32, "skew 0.5": 0.5, "skew 0.7": 0.7, "skew 0.9": 0.9, "skew 1.0": 1.0}
 PARTS = {  # the arms, and how many seeds
-    "axis": ([f"{method} {place}" for place in AXIS for method in ("grpo", "perl")], 5),
+    "main": (list(MAIN), 5),
+    "axis": (
+        [
+            f"{method} {place}"
+            for place in AXIS
+            if place != "skew 0.9"
+            for method in ("grpo", "perl")
+        ],
+        5,
+    ),
     "arms": (
         [
             *("augmentation", "filter, grpo", "filter, perl", "n_s = 2", "one permutation"),

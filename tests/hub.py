@@ -395,3 +395,255 @@ def write_format(folder: Path, format: str, rows: list[dict]) -> Path:
     file = folder / f"{format}.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+# --- The eight benchmarks ---
+
+FOUR = {f"image_{k}": Image() for k in range(1, 5)}
+CHOOSE = "Select from the following choices.\n"
+
+
+def blink_rows() -> list[tuple[str, int, str, str]]:
+    """(sub-task, images, prompt, answer): the templates of BLINK."""
+    second_or_third = f"{CHOOSE}(A) the second image\n(B) the third image"
+    points = f"{CHOOSE}(A) Point A\n(B) Point B\n(C) Point C\n(D) Point D"
+    of_points = 'choices of "A, B, C, D" are drawn beside each circle.'
+    return [
+        ("Art_Style", 3, "Given the following images of art paintings, use the first image as the reference image, and determine which one of the second or the third image shares the same style as the reference image?\n" + second_or_third, "(A)"),
+        ("Jigsaw", 3, "Given the first image with the lower right corner missing, can you tell which one of the second image or the third image is the missing part? Imagine which image would be more appropriate to place in the missing spot.\n" + second_or_third, "(B)"),
+        ("Visual_Similarity", 3, "Given three similar but different images, take the first image as reference. Can you tell which one of the latter two images is most similar to the first one?\n" + second_or_third, "(B)"),
+        ("Forensic_Detection", 4, f"You are a judge in a photography competition, and now you are given the four images. Please examine the details and tell which one of them is most likely to be a real photograph.\n{CHOOSE}(A) the first image\n(B) the second image\n(C) the third image\n(D) the fourth image", "(D)"),
+        ("Semantic_Correspondence", 2, f"Given the following two images, a reference point is annotated on the first image, labeled with REF. You are given multiple red-circled points on the second image, {of_points} Select between the choices on the second image and find the corresponding point for the reference point.\n{points}", "(C)"),
+        ("Visual_Correspondence", 2, f"A point is circled on the first image, labeled with REF. We change the camera position or lighting and shoot the second image. You are given multiple red-circled points on the second image, {of_points} Which point on the second image corresponds to the point in the first image?\n{points}", "(A)"),
+        ("Functional_Correspondence", 2, f"Given the following two images, a reference point is annotated on the first image, labeled with REF. You are given multiple red-circled points on the second image, {of_points} Which point corresponds to it?\n{points}", "(B)"),
+        ("Multi-view_Reasoning", 2, f"The images are frames from a video. The video is shooting a static scene. The first image is from the beginning of the video and the second image is from the end. Is the camera moving left or right?\n{CHOOSE}(A) left\n(B) right", "(A)"),
+        ("Counting", 1, f"How many blue floats are there?\n{CHOOSE}(A) 0\n(B) 3", "(B)"),
+        ("IQ_Test", 1, f"Which picture follows?\n{CHOOSE}(A) picture A\n(B) picture B", "hidden"),
+    ]  # fmt: skip
+
+
+def blink(folder: Path) -> None:
+    columns = {"idx": TEXT, "sub_task": TEXT, "question": TEXT, "prompt": TEXT, "answer": TEXT}
+    for task, n, prompt, answer in blink_rows():
+        row = {"idx": f"val_{task}_1", "sub_task": task, "question": "", "prompt": prompt}
+        pictures = {f"image_{k}": image(COLOURS[k]) if k <= n else None for k in range(1, 5)}
+        file = f"{task}/val-00000-of-00001.parquet"
+        put(folder, task, "val", file, columns | FOUR, [row | {"answer": answer} | pictures])
+
+
+def mantis_eval(folder: Path) -> None:
+    columns = {
+        name: TEXT
+        for name in ("id", "question_type", "question", "answer", "data_source", "category")
+    }
+    columns |= {"images": List(Image()), "options": List(TEXT)}
+    choice, short = "multi-choice", "short-answer"
+    first = ["(A) The first image", "(B) The second image"]
+    rows = [
+        (choice, "<image> <image> Which image shows a red square?", 2, first, "A"),
+        (choice, "Which image is darker?", 2, ["A. The first image", "B. The second image"], "(B)"),
+        (choice, "<image> <image> Are they the same?", 2, ["Yes", "No"], "B"),
+        (short, "How many squares are there in all images together?", 3, [], "3"),
+        (short, "<image> <image> What is the colour of both?", 2, [], "Dark Red"),
+        (choice, "<image> What happens next in these images?", 3, ["rain", "sun"], "A"),
+        (choice, "<image> <image> 哪张图是红色的？", 2, ["第一张图", "第二张图"], "A"),
+        (choice, "Hidden?", 2, ["rain", "sun"], "?"),
+    ]  # fmt: skip
+    made = []
+    for k, (kind, question, n, options, answer) in enumerate(rows):
+        row = {"id": f"mantis_eval_{k}", "question_type": kind, "question": question}
+        row |= {"images": [image(COLOURS[(k + j) % 10]) for j in range(n)], "options": options}
+        made.append(row | {"answer": answer, "data_source": "x", "category": ""})
+    put(folder, "mantis_eval", "test", "mantis_eval/test-00000-of-00001.parquet", columns, made)
+
+
+def mmiu(folder: Path) -> None:
+    """Two groups of pictures in zips without a top folder, five as unpacked folders."""
+    columns = {
+        name: TEXT
+        for name in (
+            "task",
+            "visual_input_component",
+            "source",
+            "options",
+            "question",
+            "context",
+            "output",
+        )
+    }
+    columns |= {"input_image_path": List(TEXT)}
+    ordinals = "A: the first image\nB: the second image\nC: the third image\nD: the fourth image"
+    rows = [
+        ("forensic_detection_blink", "Low-level-semantic", "Which image is most likely to be a real photograph?", ordinals, 4, "D"),
+        ("person_reid", "High-level-obj-semantic", "Which image shows the same person as image 1?", "A: image 2\nB: image 3\nC: image 4", 4, "B"),
+        ("temporal_ordering", "Continuous-temporal", "What is the right order?", "A: 1, 2\nB: 2, 1", 2, "A"),
+        ("visually_grounded_reasoning_nlvr2", "High-level-obj-semantic", "The left image shows a dog. True or false?", "A: True\nB: False", 2, "A"),
+        ("threeD_Pose_Estimation", "3D-spatial", "How did the camera move?", "A: left\nB: right", 2, "B"),
+        ("gui_next_action_prediction", "Discrete-temporal", "What comes next?", "A: click\nB: scroll", 3, "A"),
+        ("Icon_Question_Answering_with_Spatial_Context", "2D-spatial", "How many icons are there?", "A: 2\nB: 3", 2, "A"),
+        ("emotion_recognition_expw", "High-level-sub-semantic", "How many of the images show a happy face?", "A: 1\nB: 2", 2, "B"),
+        ("unknown_task", "Low-level-semantic", "Is it?", "A: yes\nB: no", 2, "?"),
+    ]  # fmt: skip
+    made, zipped = [], ("Low-level-semantic", "2D-spatial")
+    for k, (task, group, question, options, n, output) in enumerate(rows):
+        paths = []
+        for j in range(n):
+            suffix, data = (
+                ("bmp", square("yellow", "BMP")) if j == 3 else ("png", COLOURS[k % 7 + j])
+            )
+            paths.append(f"./{group}/{task}/{k}_{j}.{suffix}")
+            file = folder / group / task / f"{k}_{j}.{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        row = {"task": task, "visual_input_component": "", "source": "", "options": options}
+        row |= {"question": question, "context": f"{question}\n{options}", "output": output}
+        made.append(row | {"input_image_path": paths})
+    for group in zipped:
+        files = [file for file in (folder / group).rglob("*") if file.is_file()]
+        with zipfile.ZipFile(folder / f"{group}.zip", "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(folder / group))
+                file.unlink()
+        for empty in sorted((folder / group).rglob("*"), reverse=True):
+            empty.rmdir()
+        (folder / group).rmdir()
+    put(folder, "default", "test", "all.parquet", columns, made)
+
+
+def mathvista(folder: Path) -> None:
+    columns = {
+        name: TEXT
+        for name in (
+            "pid",
+            "question",
+            "image",
+            "unit",
+            "answer",
+            "question_type",
+            "answer_type",
+            "query",
+        )
+    }
+    columns |= {"decoded_image": Image(), "choices": List(TEXT), "precision": Value("float64")}
+    columns |= {"metadata": {"task": TEXT, "language": TEXT}}
+    free, choice = "free_form", "multi_choice"
+    rows = [
+        ("What colour is it?", ["blue", "red"], None, None, "red", choice, "text"),
+        ("How long is its side?", None, "cm", 1.0, "5.6", free, "float"),
+        ("How many are there?", None, None, None, "12", free, "integer"),
+        ("Which numbers?", None, None, None, "[1, 2]", free, "list"),
+        ("图中有几只？", None, None, None, "3", free, "integer"),
+        ("Which?", ["blue", "red"], None, None, "green", choice, "text"),
+        ("Hidden?", None, None, None, "", free, "integer"),
+    ]
+    made = []
+    for k, (question, choices, unit, precision, answer, kind, of) in enumerate(rows):
+        row = {"pid": str(k + 1), "question": question, "image": "x.jpg", "choices": choices}
+        row |= {"decoded_image": image(COLOURS[k]), "unit": unit, "precision": precision}
+        row |= {"answer": answer, "question_type": kind, "answer_type": of, "query": "Hint: .."}
+        made.append(row | {"metadata": {"task": "geometry", "language": "english"}})
+    put(folder, "default", "testmini", "data/testmini-0.parquet", columns, made)
+
+
+def mathverse(folder: Path) -> None:
+    columns = {
+        name: TEXT
+        for name in (
+            "sample_index",
+            "problem_index",
+            "problem_version",
+            "question",
+            "answer",
+            "question_type",
+        )
+    }
+    columns |= {"image": Image()}
+    versions = ("Text Dominant", "Text Lite", "Vision Intensive", "Vision Dominant", "Vision Only")
+    made = []
+    for k, version in enumerate(versions):
+        question = "" if version == "Vision Only" else "Find x.\nChoices:\nA:50°\nB:100°"
+        row = {"sample_index": str(k + 1), "problem_index": "1", "problem_version": version}
+        row |= {"question": question, "image": image(COLOURS[k]), "answer": "B"}
+        made.append(row | {"question_type": "multi-choice"})
+    free = {
+        "sample_index": "6",
+        "question": "Find the area.",
+        "answer": "14",
+        "question_type": "free-form",
+    }
+    made.append(made[0] | free)
+    put(folder, "testmini", "testmini", "testmini.parquet", columns, made)
+
+
+def mathvision(folder: Path) -> None:
+    columns = {name: TEXT for name in ("id", "question", "image", "answer", "solution", "subject")}
+    columns |= {"decoded_image": Image(), "options": List(TEXT), "level": Value("int64")}
+    rows = [
+        ("Which number should stand there?\n<image1>", [], "60"),
+        ("Which bike is most expensive?\n<image1>", ["A", "B", "C", "D", "E"], "A"),
+        ("How long is it?\n<image1>", ["2", "$\\frac{1}{2}$", "3", "4", "5"], "B"),
+        ("<image1> and <image2> make?", [], "x^{2}"),
+        ("<image1>", ["<image1>", "<image2>", "<image3>"], "C"),
+        ("How much?\n<image1>", [], "2.5"),
+    ]
+    made = []
+    for k, (question, options, answer) in enumerate(rows):
+        row = {"id": str(k + 1), "question": question, "options": options, "image": "x.jpg"}
+        row |= {"decoded_image": image(COLOURS[k]), "answer": answer, "solution": None}
+        made.append(row | {"level": 2, "subject": "arithmetic"})
+    put(folder, "default", "test", "data/test-00000-of-00001.parquet", columns, made)
+
+
+def remi(folder: Path) -> None:
+    columns = {"question": TEXT, "label": TEXT, "task": TEXT} | {
+        f"image_{k}": Image() for k in range(1, 7)
+    }
+    rows = [
+        ("EmojiAlgebra", "Compute the value in the image below <image1> by the equations in <image2> <image3>.", "92", 3),
+        ("Clocks", "How many minutes lie between <image1> and <image2>?", "205", 2),
+        ("RefCoco", "Which part of <image1> does <image2> show?", "left, top left", 2),
+        ("GeomShape", "What is the area of <image1> if its side is that of <image2>?", "12.5", 2),
+        ("Charts", "By how many per cent is <image1> above <image2>?", "93 %", 2),
+        ("Isomorphism", "Are the graphs <image1> and <image2> isomorphic?", "Yes", 2),
+        ("IQ", "Which of <image2> comes before <image1>?", "2", 2),
+    ]  # fmt: skip
+    made = []
+    for task, question, label, n in rows:
+        pictures = {f"image_{k}": image(COLOURS[k]) if k <= n else None for k in range(1, 7)}
+        made.append({"question": question, "label": label, "task": task} | pictures)
+    put(folder, "default", "test", "data/test-00000-of-00002.parquet", columns, made)
+
+
+def mv_math(folder: Path) -> None:
+    """Real questions (tests/fixtures/mv_math_200.json, PeijieWang/MV-MATH, MIT) with squares for
+    pictures: the first ten whose options are images, and others."""
+    questions = json.loads(MV_MATH.read_text(encoding="utf-8"))
+    by_options = [row for row in questions if "\nD.\n\n<image_4>" in row["question"]][:10]
+    others = [row for row in questions if row not in by_options][:14]
+    several_steps = [row for row in questions if row["answer_type"] == "multi-step"][:1]
+    chosen = by_options + others + several_steps
+    (folder / "images").mkdir(parents=True)
+    for row in chosen:
+        for k, name in enumerate(row["input_image"]):
+            (folder / "images" / name).write_bytes(COLOURS[k])
+    (folder / "MV-MATH.json").write_text(json.dumps(chosen, ensure_ascii=False))
+
+
+MV_MATH = Path(__file__).parent / "fixtures" / "mv_math_200.json"
+EIGHT = {
+    "mantis_eval": mantis_eval,
+    "blink": blink,
+    "mmiu": mmiu,
+    "mathvista": mathvista,
+    "mathverse": mathverse,
+    "mathvision": mathvision,
+    "remi": remi,
+    "mv_math": mv_math,
+}
+
+
+def benchmarks(folder: Path) -> Path:
+    """All eight, a subfolder each."""
+    for name, make in EIGHT.items():
+        make(folder / name)
+    return folder
