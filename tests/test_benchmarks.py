@@ -409,3 +409,54 @@ def test_the_answers_of_a_sample_map_to_its_record():
     x = Sample("x", ("a", "b"), "<image> <image> Which image shows a dog?", "Image [[2|2]]", True)
     y = permute(x, (1, 0))
     assert score("\\boxed{Image 1}", y) == 1 and score("\\boxed{Image 2}", y) == 0
+
+
+# --- What docs/benchmarks.md says, and the tasks for lmms-eval ---
+
+
+def published() -> list[dict]:
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    block = text.split("```json\n")[1].split("\n```")[0]
+    return [json.loads(row) for row in block.split("\n\n")]
+
+
+@pytest.mark.parametrize("k", range(8))
+def test_a_row_is_as_the_docs_say(bench, k):
+    shown = published()[k]
+    name = shown["id"].split("/")[0]
+    assert name == list(SETS)[k]
+    [x] = [x for x in load(bench[0] / f"{name}.jsonl") if x.id == shown["id"]]
+    assert (x.question, x.answer, x.stem) == (
+        shown["question"],
+        shown["answer"],
+        shown.get("stem", 0),
+    )
+    assert x.permute == ("permuted" in shown)
+    if x.permute:
+        y = permute(x, shown["sigma"])
+        assert [plain(y.question), plain(y.answer)] == shown["permuted"]
+
+
+def test_the_tasks_for_lmms_eval(bench, monkeypatch):
+    """The functions that its two tasks name, without the library: `datasets` rows in, a prompt and
+    a score out."""
+    from datasets import Dataset
+
+    monkeypatch.syspath_prepend(str(ROOT / "evals" / "harness"))
+    monkeypatch.setenv("PERL_ROWS", str(bench[0] / "blink.jsonl"))
+    import utils
+
+    docs = Dataset.from_json(utils.ROWS)
+    [turn] = utils.messages(docs[0])
+    kinds = [part["type"] for part in turn["content"]]
+    assert kinds.count("image") == len(docs[0]["images"]) and "boxed" in str(turn["content"][-1])
+    assert "[[" not in utils.question(docs[0])
+    assert utils.graded(docs[0], [f"\\boxed{{{docs[0]['answer']}}}"]) == {"accuracy": 1.0}
+
+    turned = utils.turned_around(docs)
+    assert len(turned) == 7
+    [style] = [doc for doc in turned if doc["id"] == "blink/val_Art_Style_1"]
+    assert "use the third image as the reference" in utils.question(style)
+    assert utils.graded(style, ["\\boxed{A}"]) == {"accuracy": 1.0}
+    for name in ("perl_given", "perl_permuted"):
+        assert f"task: {name}" in (ROOT / "evals" / "harness" / f"{name}.yaml").read_text()

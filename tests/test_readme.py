@@ -95,7 +95,7 @@ def test_every_metric_is_explained():
 def commands() -> list[str]:
     """The lines of the blocks of commands, without comments: README first, then the docs."""
     lines = []
-    for name in ("README.md", "data.md", "training.md", "variants.md"):
+    for name in ("README.md", "data.md", "training.md", "variants.md", "benchmarks.md"):
         text = re.sub(r"```.*?```", "", TEXTS[name], flags=re.S)
         for block in re.findall(r"^(?:    \S.*\n)+", text, re.M):
             lines += [line.split("  #")[0].strip() for line in block.splitlines()]
@@ -107,6 +107,8 @@ def commands() -> list[str]:
 NOT_RUN = {
     "vllm serve RUN/model": "the CPU wheel's script looks for another package; evals/orders.py loads the same folder with vLLM",
     "python data/label.py DATA/ALL.jsonl --base-url URL --model NAME --out DATA/MARKED.jsonl": "it needs a server: test_label.py",
+    "vllm serve RUN/model --port 8000": "as above",
+    "python -m lmms_eval --model openai --model_args model=RUN/model,base_url=http://127.0.0.1:8000/v1 --tasks blink,mantis --include_path evals/harness": "lmms-eval needs an environment of its own",
 }
 
 
@@ -145,6 +147,7 @@ def place(digits, tmp_path_factory):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     hub.mantis(folder / "mantis", copies=2)
     hub.mmk12(folder / "mmk12")
+    hub.benchmarks(folder / "bench")
     hub.formats(folder)
     row = hub.formats(folder)["verl"][0][0]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), folder / "train.parquet")
@@ -161,6 +164,8 @@ SHORT = {  # for each script, what makes a run of it short
     "data/mmk12.py": "--source {place}/mmk12",
     "data/convert.py": "",
     "data/look.py": "",
+    "data/benchmarks.py": "--source {place}/bench",
+    "evals/benchmarks.py": "--only blink --orders 2 --max-prompt 1500 --max-tokens 8",
 }
 
 
@@ -174,7 +179,8 @@ def short(command: str, place: Path, digits: Path, port: int) -> list[str]:
         line,
     )
     line = line.replace("brief.py:", f"{place}/brief.py:")
-    line = re.sub(r"(?<![\w/])(RUN|EVAL)\b", rf"{place}/\1", line).replace(
+    line = line.replace("IIGroup/Qwen-PeRL-7B", str(digits / "base"))
+    line = re.sub(r"(?<![\w/])(RUN|EVAL|BENCH)\b", rf"{place}/\1", line).replace(
         "HOST:29500", f"127.0.0.1:{port}"
     )
     line = re.sub(r"--nproc_per_node \d", "--nproc_per_node 1", line)
