@@ -38,6 +38,8 @@ def defined(path: Path) -> dict[str, str]:
     found = {}
     for node in ast.parse(text).body:
         targets = node.targets if isinstance(node, ast.Assign) else [node]
+        if isinstance(node, ast.AnnAssign):
+            targets = [node.target]
         for target in targets:
             if name := getattr(target, "name", getattr(target, "id", None)):
                 # With the last line's comment.
