@@ -3,12 +3,13 @@
 # make test-long  set up, then the long ones: servers, kills, whole pipelines
 # make format     format the code
 # make bench      set up, install trl, then one update measured beside a padded batch and TRL
+# make gpu        set up, then all that only a GPU can show: under 10 minutes on one H100
 # make paper      set up, then the ablations of docs/results.md: over an hour on 2 cores, resumable
 # make setup      only the environment (.venv); quick when it is there
 PYTHON ?= python3
 SEED ?= 0
 
-.PHONY: demo test test-long format bench paper setup
+.PHONY: demo test test-long format bench gpu paper setup
 
 demo: setup
 	.venv/bin/python evals/demo.py --seed $(SEED)
@@ -31,6 +32,9 @@ bench: setup
 	  .venv/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"])' \
 	  | xargs .venv/bin/python -m pip install -q -c .venv/kept.txt; }
 	.venv/bin/python bench/step.py
+
+gpu: setup
+	.venv/bin/python bench/gpu.py
 
 paper: setup
 	.venv/bin/python evals/paper.py

@@ -32,7 +32,7 @@ import transformers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig
 
-from perl.grpo import Policy, Row, grpo_loss, rollout_mean  # noqa: E402
+from perl.grpo import PatchEmbed, Policy, Row, grpo_loss, rollout_mean  # noqa: E402
 
 # The language models of Qwen/Qwen2.5-VL-7B-Instruct and -3B-Instruct; their vision towers differ
 # in the width they feed.
@@ -99,9 +99,12 @@ def build(config, dtype, device):
     """A model with random weights, made on `device` in `dtype`."""
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForImageTextToText.from_config(
+        model = AutoModelForImageTextToText.from_config(
             config, dtype=dtype, attn_implementation="sdpa"
-        ).train()
+        )
+    # For the padded passes too: as a convolution it may be slow, or raise, in bfloat16 on CUDA.
+    model.model.visual.patch_embed.proj.__class__ = PatchEmbed
+    return model.train()
 
 
 def make_rows(config, images, pixels, rollouts, response):

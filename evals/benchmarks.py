@@ -349,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (out / "against.md").write_text(text + "\n")
         return print(text)
 
-    rank, world, _ = join_torchrun()
+    rank, world, _ = join_torchrun(hours=24)
     files = files_of(args)
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)

@@ -383,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     grader = rewards.load(args.reward)
-    rank, world, _ = join_torchrun()
+    rank, world, _ = join_torchrun(hours=24)
     samples = load(args.data)
     most = max(len(x.images) for x in samples)
     longest = longest_prompt(*open_renderer(args, most), samples, args, rank, world)

@@ -51,7 +51,9 @@ from rewards.boxed import options
 
 # Fig. 3b, per cent of questions kept at mean accuracy 0, 0.1, .. 1, read off the figure (+-0.3).
 PAPER_AFTER = (12.0, 10.8, 11.5, 12.1, 14.9, 17.4, 6.2, 4.7, 3.8, 2.9, 3.3)
-CHUNK = 32  # questions sampled at a time on a rank; an interruption loses those in flight, no score
+CHUNK = (
+    128  # questions sampled at a time on a rank; an interruption loses those in flight, no score
+)
 
 
 # --- Resampling, as functions of scores ---
@@ -269,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     grader = rewards.load(args.reward)
     target = read_target(args.target)
-    rank, world, _ = join_torchrun()
+    rank, world, _ = join_torchrun(hours=24)
     samples = load(args.data)
     out = Path(args.out)
     path = Path(f"{args.out}.scores.jsonl")

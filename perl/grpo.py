@@ -30,7 +30,7 @@ transformers is imported inside the class that wraps its model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -156,7 +156,16 @@ class Layout:
     keys: torch.Tensor  # (S,) positions of the keys, span by span
     query_lengths: list[int]  # P for a prompt, T_k for a rollout
     key_lengths: list[int]  # P for a prompt, P + T_k for a rollout
+    query_starts: torch.Tensor  # (spans + 1,) int32, where each span's queries begin, and the end
+    key_starts: torch.Tensor  # (spans + 1,) int32
     predictors: torch.Tensor  # (N,) the positions that predict the rollouts' tokens
+
+    def to(self, device: torch.device) -> "Layout":
+        """The same layout, its tensors on `device`."""
+        moved = {}
+        for name in ("keys", "query_starts", "key_starts", "predictors"):
+            moved[name] = getattr(self, name).to(device)
+        return replace(self, **moved)
 
 
 def layout(rows: Sequence[Row]) -> Layout:
@@ -185,7 +194,23 @@ def layout(rows: Sequence[Row]) -> Layout:
             key_lengths.append(P + T)
             # The prompt's last token predicts the first token, each token the next.
             predictors.append(torch.cat([prompt[-1:], own[:-1]]))
-    return Layout(torch.cat(keys), query_lengths, key_lengths, torch.cat(predictors))
+    return Layout(
+        keys=torch.cat(keys),
+        query_lengths=query_lengths,
+        key_lengths=key_lengths,
+        query_starts=starts_of(query_lengths),
+        key_starts=starts_of(key_lengths),
+        predictors=torch.cat(predictors),
+    )
+
+
+def starts_of(lengths: Sequence[int]) -> torch.Tensor:
+    """Where pieces of these lengths begin, end to end, and where the last one ends.
+
+    >>> starts_of([2, 3]).tolist()
+    [0, 2, 5]
+    """
+    return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(torch.int32)
 
 
 def shared_prefix_attention(
@@ -231,17 +256,13 @@ def varlen_attention(
     """All spans in one call of torch's flash kernel,
     bfloat16 on CUDA. Tests check it on a CUDA machine.
     """
-
-    def starts(lengths: list[int]) -> torch.Tensor:
-        return F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).to(q.device, torch.int32)
-
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (L, H, D), (S, H_kv, D), (S, H_kv, D)
     out = varlen_attn(
         q,
         k,
         v,
-        starts(layout.query_lengths),
-        starts(layout.key_lengths),
+        layout.query_starts,
+        layout.key_starts,
         max(layout.query_lengths),
         max(layout.key_lengths),
         scale=scaling,
@@ -302,11 +323,54 @@ def chunk_logps(
     return of_targets, entropy
 
 
+# --- The vision tower, as a GPU wants it ---
+
+
+class PatchEmbed(nn.Conv3d):
+    """The patch embedding as a matrix product, which it is, kernel and stride being the patch.
+
+    The same parameters under the same names. cuDNN 9.20, which torch 2.13 brings, has no fast
+    engine for this convolution in bfloat16, and may have none for its backward.
+    """
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        return F.linear(patches.flatten(1), self.weight.flatten(1), self.bias)  # (patches, D)
+
+
+def window_attention(
+    module: nn.Module,
+    q: torch.Tensor,  # (1, H, L, D), and so are
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attention_mask: None,
+    cu_seq_lens_q: torch.Tensor,  # (windows + 1,) where each begins, and the end
+    max_length_q: int,
+    scaling: float | None = None,
+    **_,
+) -> tuple[torch.Tensor, None]:
+    """Attention within each window, or each image; returns (1, L, H, D). Called by transformers.
+
+    transformers hands over all windows of a layer at once only where the name of the attention
+    holds "flash"; else it calls once a window: 21,120 times a forward for 30 images.
+    """
+    if q.is_cuda and q.dtype != torch.float32:
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (L, H, D)
+        starts = cu_seq_lens_q.to(torch.int32)
+        out = varlen_attn(q, k, v, starts, starts, max_length_q, max_length_q, scale=scaling)
+        return out[None], None
+
+    lengths = cu_seq_lens_q.diff().tolist()
+    outputs = []
+    for q_w, k_w, v_w in zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True):
+        outputs.append(F.scaled_dot_product_attention(q_w, k_w, v_w, scale=scaling))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
 class Policy(nn.Module):
     """log pi of rollouts: a model laid out as transformers' Qwen2.5-VL, reading rows.
 
     The FSDP root: all happens inside its forward, since submodules called outside would read
-    sharded parameters. It needs `.lm_head` and `.model` with `.language_model`,
+    sharded parameters. It needs `.lm_head` and `.model` with `.language_model`, `.visual`,
     `.get_image_features` and `.get_rope_index`.
     """
 
@@ -316,6 +380,9 @@ class Policy(nn.Module):
         super().__init__()
         AttentionInterface.register("shared_prefix", shared_prefix_attention)
         model.model.language_model.config._attn_implementation = "shared_prefix"
+        AttentionInterface.register("windows_flash", window_attention)
+        model.model.visual.config._attn_implementation = "windows_flash"
+        model.model.visual.patch_embed.proj.__class__ = PatchEmbed
 
         head = LogprobHead(*model.lm_head.weight.T.shape, bias=False, device="meta")
         head.weight = model.lm_head.weight  # the same parameter under the same name
@@ -336,24 +403,18 @@ class Policy(nn.Module):
             responses += row.responses
         ids = torch.cat(parts).to(device)[None]  # (1, L)
         targets = torch.cat(responses).to(device)  # (N,)
-        where = layout(rows)
-        on_device = Layout(
-            where.keys.to(device),
-            where.query_lengths,
-            where.key_lengths,
-            where.predictors.to(device),
-        )
+        where = layout(rows).to(device)
 
         hidden = self.model.model(
             input_ids=ids,
             position_ids=self.positions(rows).to(device)[:, None],  # (3, 1, L)
             mm_encoder_outputs={"image": self.image_features(rows, device)},
             attention_mask={"full_attention": None},
-            layout=on_device,
+            layout=where,
             use_cache=False,
         ).last_hidden_state[0]  # (L, D)
         banned = torch.tensor([config.image_token_id, config.video_token_id], device=device)
-        return self.model.lm_head(hidden[on_device.predictors], targets, banned, temperature)
+        return self.model.lm_head(hidden[where.predictors], targets, banned, temperature)
 
     def positions(self, rows: Sequence[Row]) -> torch.Tensor:
         """M-RoPE positions (3, L): each rollout goes

@@ -330,7 +330,8 @@ def encode(processor, samples: Sequence[Sample]) -> list[Prompt]:
             pixels = processor.image_processor(images=[pil], return_tensors="pt")
         return Image(path, pil, pixels["pixel_values"], pixels["image_grid_thw"][0])
 
-    images = {path: read(path) for path in asked_by}
+    with ThreadPoolExecutor(THREADS) as pool:  # decoding and scaling leave Python's lock
+        images = dict(zip(asked_by, pool.map(read, asked_by)))
     pad, merge = processor.image_token_id, processor.image_processor.merge_size
     prefill = prefill_of(processor)
     prompts = []
@@ -507,6 +508,7 @@ class Engine:
         """
         if self.cuda:
             self.llm.wake_up(tags=["weights"])
+            self.llm.collective_rpc(clear_positions)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if self.cuda:
             self.llm.wake_up(tags=["kv_cache"])
@@ -516,6 +518,17 @@ class Engine:
 
     def close(self) -> None:
         stop(self.llm)
+
+
+def clear_positions(worker) -> None:
+    """On CUDA vLLM's runner keeps a table of positions beside the weights. After a level-2 sleep it
+    is whatever the memory holds, a padded batch reads it, and garbage there is an index out of
+    range: zeros are what it began with.
+    """
+    state = getattr(worker.model_runner, "model_state", None)
+    rope_state = getattr(state, "rope_state", None)
+    if rope_state is not None:
+        rope_state.positions.zero_()
 
 
 def rollout_of(output, prefill: str) -> Rollout:
@@ -552,9 +565,10 @@ def add_engine_arguments(p: argparse.ArgumentParser, gpu_memory: float = 0.9) ->
     p.add_argument("--gpu-memory", type=float, default=gpu_memory, help="vLLM's share of a GPU")
 
 
-def join_torchrun() -> tuple[int, int, torch.device]:
+def join_torchrun(hours: float = 0.5) -> tuple[int, int, torch.device]:
     """Join the process group torchrun describes; without torchrun, be a group of one. Returns
-    rank, world size and device.
+    rank, world size and device. `hours`: how long a rank waits for another; ranks of a step end
+    minutes apart, those of a filter or an evaluation perhaps hours, but a hang must end.
     """
     import torch
     import torch.distributed as dist
@@ -571,9 +585,7 @@ def join_torchrun() -> tuple[int, int, torch.device]:
             raise DataError(f"--nproc_per_node: a rank needs a GPU of its own, there are {count}")
         torch.cuda.set_device(device)
 
-    # Ranks may end their sampling minutes apart, but a hang must end.
-    patience = timedelta(minutes=30)
-    dist.init_process_group(backend, timeout=patience)
+    dist.init_process_group(backend, timeout=timedelta(hours=hours))
     return dist.get_rank(), dist.get_world_size(), device
 
 

@@ -60,8 +60,16 @@ def move(part: str, scale: float) -> None:
                 )
 
 
+def parameters():
+    """vLLM's own, in this process."""
+    return engine.llm.llm_engine.model_executor.driver_worker.worker.model_runner.model.named_parameters()
+
+
 def sync() -> None:
     engine.sleep()  # on CUDA this drops the weights
+    if device.type == "cpu":  # and so does this
+        for _, parameter in parameters():
+            parameter.data.fill_(float("nan"))
     engine.sync(full_weights(policy, torch.bfloat16 if device.type == "cuda" else torch.float32))
 
 
@@ -82,6 +90,7 @@ many = engine.generate(prompts, n=20, seeds=range(len(prompts)), temperature=1.0
 gaps["more tokens than a batch holds"] = sum(len(p.ids) for p in prompts) * 20
 gaps["all sampled"] = float(all(len(group) == 20 for group in many))
 gaps["banned sampled"] = float(any(i in o.ids for g in same for o in g for i in engine.banned))
+gaps["parameters left NaN"] = float(sum(p.isnan().any().item() for _, p in parameters()))
 engine.close()
 if rank == 0:
     out.write_text(json.dumps(gaps))
