@@ -472,7 +472,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             source = str(Path(source) / name)
         try:
             write(name, source, Path(args.out), args.limit)
-        except DataError as error:
+        except (DataError, OSError) as error:
             print(f"benchmarks.py: {name}: {error}", file=sys.stderr)
             failed = True
     if failed:

@@ -91,15 +91,23 @@ def swift(row: dict) -> Raw:
         messages = row["messages"]
         question = only_question(messages)
         said = [m["content"] for m in messages if m["role"] == "assistant"]
+    elif row.get("history"):
+        raise Skip("several turns")
     else:
         question, said = row["query"], [row.get("response")]
     answer = row["solution"] if row.get("solution") is not None else said[0] if said else None
-    pictures = list(row.get("images") or [])
-    return Raw(pictures, without_instruction(question), answer, in_front=True)
+    return Raw(pictures_of(row.get("images")), without_instruction(question), answer, in_front=True)
+
+
+def pictures_of(images: object) -> list:
+    """A list of pictures; a format's single one too."""
+    if images is None:
+        return []
+    return [images] if isinstance(images, str | dict) else list(images)
 
 
 def llava(row: dict) -> Raw:
-    conversation = row.get("conversations") or row["conversation"]
+    conversation = row.get("conversation") or row["conversations"]
     roles = {"human": "user", "gpt": "assistant"}
     messages = []
     for message in conversation:
@@ -203,6 +211,8 @@ def answer_of(answer: object) -> str:
 def is_sentence(text: str) -> bool:
     """More words than a name, an option or a quantity has; formulas hold none."""
     without_formulas = re.sub(r"\$.*?\$|\\[a-z]+|\{.*?\}", " ", text)
+    if len(text) > 300:
+        return True
     words = re.findall(r"[^\W\d_]{2,}", without_formulas)
     chinese = re.findall(r"[一-龥]", without_formulas)
     return len(words) > MAX_WORDS or len(chinese) > 4 * MAX_WORDS
@@ -232,12 +242,17 @@ def question_of(raw: Raw) -> str:
 
 def declared(change_needed: object, question: str, answer: str, images: Sequence[str]) -> dict:
     """What the release's column says: `permute`, and `why`."""
-    if change_needed is None:
-        return {}
-    if change_needed in (True, 1, "true", "True"):
-        return {"permute": True}
+    needed = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(
+        str(change_needed).lower()
+    )
+    if needed is None:
+        return {}  # nothing said that is understood
     row = {"images": list(images), "question": question, "answer": answer, "permute": True}
     verdict = mark(row)
+    if needed:
+        if verdict.permute and not MARK.search(verdict.question + verdict.answer):
+            return {"permute": False, "why": "labelled as changed, but no word names an image"}
+        return {"permute": True}
     if verdict.permute and MARK.search(verdict.question + verdict.answer):
         return {"permute": False, "why": "labelled as unchanged, but a word names an image"}
     if not verdict.permute:
@@ -284,24 +299,35 @@ def rows_of(source: str, split: str) -> Iterator[dict]:
     elif path.suffix == ".parquet":
         yield from parquet(path)
     elif path.suffix == ".json":
-        found = parsed(path.read_text(encoding="utf-8"), str(path))
+        found = parsed(text_in(path), str(path))
         if not isinstance(found, list):
             raise DataError(f"{path}: it is no list of rows")
         yield from found
     elif path.suffix == ".jsonl":
-        for number, line in enumerate(path.open(encoding="utf-8"), start=1):
+        for number, line in enumerate(text_in(path).split("\n"), start=1):
             if line.strip():
                 yield parsed(line, f"{path}:{number}")
     else:
         raise DataError(f"{path}: not .parquet, .json or .jsonl")
 
 
+def text_in(path: Path) -> str:
+    """The text of a file, without a byte order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: no text in UTF-8 ({error})") from None
+
+
 def parquet(path: Path):
     """The rows of a parquet file. Raises DataError for one that is none."""
     import datasets
     import pyarrow
+    import pyarrow.parquet
 
     try:
+        if not pyarrow.parquet.read_metadata(path).num_rows:
+            return []
         return undecoded(datasets.Dataset.from_parquet(str(path)))
     except (datasets.exceptions.DatasetGenerationError, pyarrow.ArrowInvalid) as error:
         raise DataError(f"{path}: it is no parquet file ({error.__cause__ or error})") from None
@@ -329,7 +355,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = Path(args.source)
     folders = [Path(args.image_dir)] if args.image_dir else []
     folders.append(path if path.is_dir() else path.parent)
-    writer = Writer(Path(args.out), args.format)
+    try:
+        writer = Writer(Path(args.out), args.format)
+    except OSError as error:
+        sys.exit(f"convert.py: {error}")
     try:
         for number, row in enumerate(progress(rows_of(args.source, args.split), args.format)):
             if number == args.limit:
@@ -340,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 writer.write(convert(args.format, row, number, folders, writer.pictures))
             except Skip as why:
                 writer.skip(why)
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(f"convert.py: {error}")
     finally:
         writer.close()

@@ -13,6 +13,7 @@ import os
 import sys
 import urllib.parse
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def table(
     local_options = {"download_mode": "force_redownload", "verification_mode": "no_checks"}
     options = local_options if local else {"revision": revision}
     if not local and (source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise DataError(f"--source {source}: neither a folder nor a hub id (owner/name)")
+        raise DataError(f"{source}: neither a folder nor a hub id (owner/name)")
     try:
         found = datasets.load_dataset(source, config, split=split, **options)
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
@@ -135,7 +136,10 @@ class Zips:
         """Raises Skip for a picture that is in none of them."""
         if name not in self.of:
             raise Skip("a picture is missing in the zips")
-        return self.of[name].read(name)
+        try:
+            return self.of[name].read(name)
+        except (zipfile.BadZipFile, zlib.error):
+            raise Skip("a picture that is torn in its zip") from None
 
 
 def bytes_of(picture: object, folders: Sequence[Path] = ()) -> bytes:
@@ -184,8 +188,10 @@ class Pictures:
         if digest in self.written:
             return self.written[digest]
         try:
-            suffix = (Image.open(io.BytesIO(data)).format or "png").lower()
-        except (UnidentifiedImageError, OSError):
+            with Image.open(io.BytesIO(data)) as picture:
+                suffix = (picture.format or "png").lower()
+                picture.load()
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
             raise Skip("a picture that cannot be read") from None
         name = f"images/{digest}.{suffix}"
         file = self.out / name

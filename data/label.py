@@ -38,8 +38,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.mark import NOUN, Reason, Unclear, mark, marked_spans, names, result_of, unmarked
-from perl.permute import MARK, DataError, check_marks, plain, rows, sample_of
+from data.mark import (
+    FROM_END,
+    NOUN,
+    Reason,
+    Unclear,
+    mark,
+    marked_spans,
+    names,
+    result_of,
+    unmarked,
+)
+from perl.permute import MARK, DataError, check_marks, plain, rows, sample_of, vocabulary
 
 # --- What the model is asked -------------------------------------------------------------------
 
@@ -175,8 +185,11 @@ CONTRADICTS = (Reason.TIME, Reason.TURNS, Reason.CAPTION, Reason.EQUAL, Reason.O
 
 def accepted(row: dict, label: dict, folder: Path = Path()) -> dict:
     """The row with an order label taken over. Raises Refused for a label that is not right."""
+    check_form(label)
     if not label["permute"]:
         return row | {"permute": False, "why": f"labelled: {label['reason']}"}
+    if row.get("permute") is False and not row.get("why", "").startswith(UNDECIDED):
+        raise Refused("the row is declared not permutable")
     n, stem = len(row["images"]), label["stem"]
     if plain(label["question"]) != row["question"] or plain(label["answer"]) != row["answer"]:
         raise Refused("the text was changed")
@@ -188,13 +201,68 @@ def accepted(row: dict, label: dict, folder: Path = Path()) -> dict:
     except DataError as error:
         raise Refused(f"a mark that cannot be moved: {error}") from None
     for text in (label["question"], label["answer"]):
-        half = marked_unlike(text)
+        half = marked_unlike(text) or unmarked_sibling(text, n, stem)
         if half:
             raise Refused(f"marked once and once not: {half!r}")
+        other = marks_no_image(text)
+        if other:
+            raise Refused(f"a mark on a word that names no image: {other!r}")
+    if FROM_END.search(plain(label["answer"])) and MARK.search(label["answer"]):
+        raise Refused(str(Reason.FROM_END))
     check_rules(row, label, folder)
     found = row | {"question": label["question"], "answer": label["answer"], "permute": True}
     found.pop("why", None)
     return found | ({"stem": stem} if stem else {})
+
+
+def check_form(label: object) -> None:
+    """Raises Refused for a reply without the fields of the schema, or with others' types."""
+    if not isinstance(label, dict) or type(label.get("permute")) is not bool:
+        raise Refused("no label in the asked form")
+    kinds = (
+        {"reason": str} if not label["permute"] else {"stem": int, "question": str, "answer": str}
+    )
+    for name, kind in kinds.items():
+        if type(label.get(name)) is not kind:
+            raise Refused("no label in the asked form")
+
+
+def unmarked_sibling(text: str, n: int, stem: int) -> str:
+    """A word of a marked word's own form that stands after "the" without a mark: "the [[1|left]]
+    image has more than the right"; "" if there is none. Numbers and letters alone say too little.
+    """
+    bare, spans = plain(text), marked_spans(text)
+    for m in MARK.finditer(text):
+        form = vocabulary(n, stem).get((int(m[1]), m[2].lower()), {})
+        for word in form.values():
+            if not re.fullmatch(r"[a-z]{2,}", word):
+                continue
+            for other in re.finditer(rf"\bthe {word}\b", bare.lower()):
+                if (other.start() + 4, other.end()) not in spans:
+                    return other[0]
+    return ""
+
+
+def marks_no_image(text: str) -> str:
+    """A marked ordinal or side before a noun that is none of an image, "the [[1|first]] lady"; ""
+    if there is none.
+    """
+    for m in MARK.finditer(text):
+        if not re.fullmatch(r"[a-z]{3,}|\d+(?:st|nd|rd|th)", m[2].lower()):
+            continue
+        after = re.match(r"[ -]([a-z]+)", plain(text[m.end() :]).lower())
+        before = re.search(
+            rf"(?:{NOUN}) (?:(?:on|to|at|in|number) )?(?:the )?$", plain(text[: m.start()]).lower()
+        )
+        if after and not before and not re.fullmatch(rf"{NOUN}|{FUNCTION_WORD}", after[1]):
+            return f"{m[2]} {after[1]}"
+    return ""
+
+
+FUNCTION_WORD = (
+    "(?:ones?|and|or|than|to|of|is|are|was|has|have|does|do|shows?|contains?|but|in|on|with|from"
+    "|hand|side|for|as|not|also|than|while|vs|patient|panel|figure|diagram|option|view|scene)"
+)
 
 
 def marked_unlike(text: str) -> str:
@@ -559,13 +627,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     source, out = Path(args.data), Path(args.out)
     folder = source.parent
-    out.parent.mkdir(parents=True, exist_ok=True)
-    cache = Cache(out.with_suffix(".cache.jsonl"))
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        cache = Cache(out.with_suffix(".cache.jsonl"))
         read = read_rows(source)
         if args.batch_results:
             read_batch(args.batch_results, cache)
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(f"label.py: {error}")
 
     wanted = [k for k, row in enumerate(read) if is_asked(row, folder, args.compare)]

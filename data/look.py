@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.hub import progress
 from perl.permute import MARK, DataError, Sample, copies, load, plain, rows, slot_of
-from perl.rollout import open_image
+from perl.rollout import at_least, open_image
 from rewards.boxed import options
 
 SIDE = 140  # pixels of a thumbnail's longer side
@@ -227,10 +227,27 @@ def page_of_rows(path: Path, most: int, seed: int) -> str:
     return filled(path.name, summary(samples), listed, sections, thumbnails)
 
 
+ROLLOUT = {
+    "step": int,
+    "id": str,
+    "copy": int,
+    "sigma": list,
+    "images": list,
+    "question": str,
+    "answer": str,
+    "response": str,
+    "reward": int | float,
+    "advantage": int | float,
+}
+
+
 def page_of_run(path: Path, most: int) -> str:
     """The page of RUN/rollouts.jsonl. Raises DataError."""
     groups: dict[tuple[int, str], list[dict]] = {}
-    for _, row in rows(path):
+    for where, row in rows(path):
+        for name, kind in ROLLOUT.items():
+            if not isinstance(row.get(name), kind):
+                raise DataError(f"{where}: {name}: no row of a run's rollouts.jsonl has this")
         groups.setdefault((row["step"], row["id"]), []).append(row)
     thumbnails, sections = Thumbnails(), []
     for (step, name), group in progress(list(groups.items())[-most:], path.name):
@@ -259,20 +276,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     p.add_argument("data", metavar="ROWS.jsonl", help="marked rows, or RUN/rollouts.jsonl")
     p.add_argument("--out", required=True, metavar="PAGE.html")
-    p.add_argument("--rows", type=int, default=200, help="at most so many (of a run, the last)")
+    p.add_argument(
+        "--rows", type=at_least(1), default=200, help="at most so many (of a run, the last)"
+    )
     p.add_argument("--seed", type=int, default=0, help="of the permutations")
     args = p.parse_args(argv)
     path, out = Path(args.data), Path(args.out)
     try:
         _, first = next(rows(path))
-        if {"sigma", "response", "advantage"} <= first.keys():
+        if {"sigma", "advantage"} & first.keys():
             page = page_of_run(path, args.rows)
         else:
             page = page_of_rows(path, args.rows, args.seed)
-    except DataError as error:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+    except (DataError, OSError) as error:
         sys.exit(f"look.py: {error}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
     print(f"{out}: {len(page) / 1e6:.1f} MB", file=sys.stderr)
 
 

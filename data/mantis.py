@@ -74,11 +74,19 @@ def dreamsim(text: str, answer: str, n: int) -> dict:
     if n != 3 or "is the reference image" not in text:
         raise Skip("another template")
     stem = 1 if "<image> is the reference image" in text else 0
+    assumed = re.search(r"Assume reference image is image ([1-3])", text)
+    if stem and assumed and assumed[1] != "1":
+        raise Skip("another template")
     if "Options:" not in text:
-        named = re.findall(r"[Ii]mage ([1-3])\b", answer)
-        if len(named) != 1:
+        named = re.fullmatch(
+            r"Image ([1-3])(?: is more similar to the reference image)?\.?"
+            r"|The image that is more similar[\w ]* is image ([1-3])\.?",
+            answer,
+        )
+        if not named:
             raise Skip("the answer names no image")
-        answer = f"Image [[{named[0]}|{named[0]}]]"
+        slot = named[1] or named[2]
+        answer = f"Image [[{slot}|{slot}]]"
     # All of the text is the template's: it names images by number alone.
     question = re.sub(r"\b([Ii]mage) ([1-3])\b", r"\1 [[\2|\2]]", text)
     return {"question": question, "answer": answer, "stem": stem}
@@ -115,7 +123,9 @@ def imagecode(text: str, answer: str, n: int) -> dict:
     number = re.fullmatch(r"Image (\d+)", answer)
     if not number or not 1 <= int(number[1]) <= n:
         raise Skip("the answer names no image")
-    return {"question": names(text, n), "answer": f"Image [[{number[1]}|{number[1]}]]"}
+    if MARK.search(names(text, n)):  # "the man in picture C of the poster"
+        raise Unclear(Reason.DOUBT, "the description may name an image by its place")
+    return {"question": text, "answer": f"Image [[{number[1]}|{number[1]}]]"}
 
 
 def single_turn(text: str, answer: str, n: int) -> dict:
@@ -150,7 +160,7 @@ def contrastive_caption(text: str, answer: str, n: int) -> dict:
     for slot, (ordinal, synonyms) in enumerate(ORDINALS.items(), start=1):
         if place and place[1] in synonyms.split() and slot <= n:
             return {"question": text, "answer": f"The [[{slot}|{ordinal}]] image"}
-    raise Skip("the answer counts from the end, or from another image")
+    raise Skip("the answer is no plain number or ordinal: from the end, or from another image")
 
 
 RECIPES: dict[str, Callable[[str, str, int], dict]] = {
@@ -203,6 +213,8 @@ def cleaned(answer: str) -> str:
     ('B', 'C', 'Image 3')
     """
     answer = answer.strip().removeprefix("Answer:").strip()
+    if re.fullmatch(r"(?:\w+ ){0,3}\w+\.", answer):
+        answer = answer.rstrip(".")
     letter = re.match(r"\(?([A-J])(?:\)|:|\.)(?: |$)", answer)
     return letter[1] if letter else answer
 
@@ -285,11 +297,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--max-words", type=int, default=5, help="of an answer"
     )  # ours: gradable by rule
     args = p.parse_args(argv)
+    if args.limit is not None and args.limit < 1 or args.min_images > args.max_images:
+        p.error("--limit must be positive, and --min-images at most --max-images")
     failed = []
     for config in args.configs:
         try:
             convert(config, args)
-        except DataError as error:
+        except (DataError, OSError) as error:
             print(f"mantis.py: {error}", file=sys.stderr)
             failed.append(config)
     if failed:

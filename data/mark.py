@@ -40,7 +40,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -257,6 +257,13 @@ class Name:
     way: str
     noun: str  # "ima", "fig", "#": what it calls them
     words: tuple[Word, ...]
+
+    def moved(self, by: int) -> "Name":
+        """The same name in a text that begins `by` characters earlier."""
+        words = tuple(
+            replace(word, start=word.start + by, end=word.end + by) for word in self.words
+        )
+        return replace(self, start=self.start + by, end=self.end + by, words=words)
 
 
 # --- From a word to slots ---
@@ -717,6 +724,24 @@ TELLS_HOW = re.compile(  # how to answer names no image: "Answer with the image 
 )
 
 
+# A side that stands alone beside an image that is named: "more on the left image than on the
+# right", ".. and the left a train". A direction is none: "the left image shows a dog facing right".
+SIDE_ALONE = re.compile(
+    r"(?:\b(?:than|and|but|while|whereas)|,)(?: [\w-]+){0,4}? (?:(?:on|in|at|to|of) )?"
+    r"the (?:left|right)\b(?: side)?"
+    r"(?= *(?:$|[.,;:!?)\n]|(?:does|do|did|is|are|was|were|has|have|had|shows?|contains?|only|just"
+    r"|one|two|three|four|an?|the|there|than|and|but|while|with|on|in|at)\b))"
+)
+SIDE_WORD = re.compile(
+    rf"\b(?:left|right)wards? {NOUN}|{NOUN} (?:to the )?(?:left|right) of (?:the other|another)\b"
+)
+DIRECTION = re.compile(
+    r"\b(?:fac|look|turn|point|head|gaz|lean|tilt|mov|aim|direct|angl|walk|run|sit|stand|curv|bend"
+    r"|stretch|extend|sway|oriented?|position|jut|hang|rest|point|roll|fly|swim|driv|park)\w*"
+    r"(?: \w+){0,3} (?:to|toward|towards|at|on) the (?:left|right)\b(?: side)?"
+)
+
+
 def check_leftover(
     text: str, n: int, order_is_answer: bool = False, story_is_fine: bool = False
 ) -> None:
@@ -739,6 +764,11 @@ def check_leftover(
         m = pattern.search(text)
         if m:
             raise Unclear(reason, m[0])
+
+    alone = SIDE_ALONE.search(DIRECTION.sub("", text)) if "@" in text else None
+    alone = alone or SIDE_WORD.search(text)
+    if alone:
+        raise Unclear(Reason.SIDE, alone[0])
 
     for m in OTHER.finditer(text):
         one_before = re.search(rf"\bone\b|{AN_IMAGE}", text[: m.start()])
@@ -1278,7 +1308,12 @@ def judge_text(
         check_options(hidden, found, options, chosen, answer_is_named)
     masked_question = masked(hidden.lower(), found)
 
-    said = read_answer(masked_question, answer, n, asks, chosen, order)
+    letters = re.findall(r"\w+", answer)
+    of_options = bool(letters) and all(label_of(letter, options) for letter in letters)
+    if options and of_options and not asks:  # "{A, C}" of options that are texts
+        said = Said([], answer.lower())
+    else:
+        said = read_answer(masked_question, answer, n, asks, chosen, order)
     if kind == "index" and not (chosen or said.names):
         raise Unclear(Reason.ANSWER, answer)
     if kind == "invariant" and "@" in masked_question + said.masked:
@@ -1312,8 +1347,36 @@ def read_answer(
         return Said([], answer.lower())
     if order:
         return Said([Name(0, len(answer), "order", "ima", order_words(answer, n))], "@")
-    found = names_in_answer(masked_question, answer, n, asks)
-    return Said(found, masked(answer.lower(), found))
+    braced = re.fullmatch(r"\{([^{}]*)\}", answer.strip())
+    inside = braced[1].strip() if braced else answer
+    found = names_in_answer(masked_question, inside, n, asks)
+    said = masked(inside.lower(), found)
+    if braced and not ONLY_NAMES.fullmatch(said):
+        raise Unclear(Reason.ANSWER, answer)
+    if not found and is_label_like(inside, masked_question):
+        raise Unclear(Reason.ANSWER, answer)
+    if braced:
+        start = answer.index(inside)
+        found = [name.moved(start) for name in found]
+    return Said(found, said)
+
+
+ONLY_NAMES = re.compile(r"@(?:[\s,;、和与及]|and|&|the|images?|pictures?|photos?|@)*")
+LABELS = re.compile(  # "1, 3", "No. 2", "\\boxed{2}", "#2", "A and C"
+    r"(?:\\boxed)?[\s{(\[]*(?:no\.?|nr\.?|number|#)?\s*(?:\d{1,2}|[a-h]|[①-⑩])[\s})\].]*"
+    r"(?:(?:,|;|&|、|and|or)[\s{(\[]*(?:no\.?|#)?\s*(?:\d{1,2}|[a-h]|[①-⑩])[\s})\].]*)*",
+    re.IGNORECASE,
+)
+
+
+def is_label_like(answer: str, masked_question: str) -> bool:
+    """Of an answer in which no name was found: may it be one all the same, as a list of labels, or
+    a label with something around it?
+    """
+    if HOW_MANY.search(masked_question) or VALUE.search(masked_question):
+        return False
+    plain_label = re.fullmatch(r"\(?(?:[A-Za-z]|\d{1,2}|[①-⑩])\)?\.?", answer)
+    return bool(LABELS.fullmatch(answer)) and not plain_label
 
 
 def verdict_of(
@@ -1332,8 +1395,11 @@ def verdict_of(
     marked_question, written_out = marks_of(question, question_words, n, stem)
     marked_answer, in_answer = marks_of(answer, answer_words, n, stem)
 
-    whole_answer = bool(said.names) and said.names[0].end == len(answer)
-    is_a_set = asks_for_set and len(answer_words) > 1 and whole_answer
+    only_names = bool(ONLY_NAMES.fullmatch(said.masked))
+    in_braces = answer.strip().startswith("{")
+    is_a_set = (
+        only_names and bool(answer_words) and (asks_for_set and len(answer_words) > 1 or in_braces)
+    )
     if is_a_set or in_answer:
         marked_answer = set_of(answer_words, n, stem)
     named = ", ".join(sorted({word.said for word in question_words + answer_words}))
@@ -1548,6 +1614,14 @@ def check_fields(row: dict) -> None:
             raise DataError(
                 f"{name}: must be a {kind.__name__}" if name in row else f"{name}: missing"
             )
+    for name, kind in {"permute": bool, "stem": int}.items():
+        if name in row and type(row[name]) is not kind:
+            raise DataError(f"{name}: must be a {kind.__name__}")
+    for name in ("question", "answer"):
+        try:
+            row[name].encode()
+        except UnicodeEncodeError as error:  # half an emoji is no text
+            raise DataError(f"{name}: {error}") from None
 
 
 def mark(row: dict, folder: Path = Path()) -> Verdict:
@@ -1690,9 +1764,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = p.parse_args(argv)
 
     source, out = Path(args.data), Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     aside, summary = out.with_suffix(".tmp"), Summary()
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise DataError(f"--out {out}: it is a folder")
         with open(aside, "w", encoding="utf-8") as file:
             for where, row in rows(source):
                 try:
@@ -1705,10 +1781,11 @@ def main(argv: Sequence[str] | None = None) -> None:
                     decided = str(result.verdict.permute).lower()
                     print(row.get("id"), decided, explanation(result.verdict), sep="\t")
         aside.replace(out)
-    except DataError as error:
+    except (DataError, OSError) as error:
         sys.exit(f"mark.py: {error}")
     finally:
-        aside.unlink(missing_ok=True)
+        if aside.is_file():
+            aside.unlink()
     print("\n".join(summary.lines()), file=sys.stderr)
 
 

@@ -57,10 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         pin = REVISION if args.source == SOURCE else None
         rows = table(args.source, None, args.split, COLUMNS, pin)
-    except DataError as error:
+        writer = Writer(Path(args.out), "mmk12")
+    except (DataError, OSError) as error:
         sys.exit(f"mmk12.py: {error}")
-
-    writer = Writer(Path(args.out), "mmk12")
     if args.limit:
         rows = rows.select(range(min(args.limit, len(rows))))
     for row in progress(rows, "mmk12"):

@@ -372,7 +372,7 @@ def formats(folder: Path) -> dict[str, list[tuple[dict, object]]]:
             ({"images": two, "conversations": [{"from": "human", "value": "<image><image>a"}, {"from": "gpt", "value": "B"}, {"from": "human", "value": "b"}, {"from": "gpt", "value": "B"}]}, "several turns"),
             ({"images": ["a.png"], "conversations": [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A dog sleeps on a mat near the door."}]}, "the answer is a sentence of more than 5 words"),
             ({"images": ["a.png"], "conversations": [{"from": "human", "value": "<image>What?"}]}, "no answer"),
-            ({"images": ["a.png"]}, "no field 'conversation'"),
+            ({"images": ["a.png"]}, "no field 'conversations'"),
         ],
     }  # fmt: skip
 

@@ -41,6 +41,7 @@ GOOD = [
     (row("<image> Which one fits?\nA. <image>\nB. <image>", "B", THREE),
      true("<image> Which one fits?\nA. <image>\nB. <image>", "[[3|B]]", 1, THREE)),
     (row("What is the same in them?", "a dog"), true("What is the same in them?", "a dog")),
+    (row("Which images show a cat?", "{1, 3}", THREE), true("Which images show a cat?", "{[[1|1]], [[3|3]]}", 0, THREE)),
 ]  # fmt: skip
 
 
@@ -69,7 +70,7 @@ WRONG = [
     ("half marked", row("Is image 1 redder than image 2? Is image 1 red?"),
      true("Is image [[1|1]] redder than image [[2|2]]? Is image 1 red?"), "marked once and once not"),
     ("half marked, the rules see it", row("Is the left image as red as the right image?"),
-     true("Is the [[1|left]] image as red as the right image?"), "the rules mark other words"),
+     true("Is the [[1|left]] image as red as the right image?"), "marked once and once not"),
     ("nothing marked", row("Is the left image red?"), true("Is the left image red?"), "the rules mark other words"),
     ("a thing inside marked", row("Which image shows two dogs?", "Image 2"),
      true("Which image shows [[2|two]] dogs?", "Image [[2|2]]"), "the rules mark other words"),
@@ -80,6 +81,16 @@ WRONG = [
     ("a caption", row("<image> is a cat. <image> is a dog. Right?"), true("<image> is a cat. <image> is a dog. Right?"), "the rules refuse it"),
     ("a range", row("Do images 1 to 2 show dogs?", images=THREE), true("Do images [[1|1]] to [[2|2]] show dogs?", images=THREE), "a set or a range"),
     ("all is stem", row("Is it red?"), true("Is it red?", stem=1), "fewer than two images can move"),
+    ("permute a word", row("Is it red?"), true("Is it red?") | {"permute": "true"}, "no label in the asked form"),
+    ("stem a bool", row("Is it red?"), true("Is it red?") | {"stem": True}, "no label in the asked form"),
+    ("no question", row("Is it red?"), {"permute": True, "stem": 0, "answer": "yes"}, "no label in the asked form"),
+    ("no dict", row("Is it red?"), ["permute"], "no label in the asked form"),
+    ("declared false", row("Is it red?", permute=False), true("Is it red?"), "the row is declared not permutable"),
+    ("a lady", row("Which image shows the first lady?", "Image 2"), true("Which image shows the [[1|first]] lady?", "Image [[2|2]]"), "a mark on a word that names no image"),
+    ("the other side", row("Has the left image more dogs than the right?"), true("Has the [[1|left]] image more dogs than the right?"), "marked once and once not"),
+    ("the second", row("Is the dog of the first image bigger than that of the second?"), true("Is the dog of the [[1|first]] image bigger than that of the second?"), "marked once and once not"),
+    ("last", row("Which image shows a dog?", "the last image", THREE), true("Which image shows a dog?", "the [[3|last]] image", 0, THREE), "from the end"),
+    ("set unmarked", row("Which images show a cat?", "{1, 3}", THREE), true("Which images show a cat?", "{1, 3}", 0, THREE), "the rules mark other words"),
     ("one file twice", row("Are all images red?", "yes", ["a.png", "./a.png"]), true("Are all images red?", images=["a.png", "./a.png"]), "the rules refuse it"),
 ]  # fmt: skip
 
