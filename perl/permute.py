@@ -337,16 +337,11 @@ def rows(path: str | Path) -> Iterator[tuple[str, dict]]:
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: no text in UTF-8 ({error})") from None
-    if not text.strip():
-        raise DataError(f"{path}: the file is empty")
-
-    for number, line in enumerate(text.split("\n"), start=1):
+    found = False
+    for number, line in enumerate(lines_of(path), start=1):
         if not line.strip():
             continue
+        found = True
         where = f"{path.name}:{number}"
         try:
             row = json.loads(line)
@@ -357,6 +352,17 @@ def rows(path: str | Path) -> Iterator[tuple[str, dict]]:
         if not isinstance(row, dict):
             raise DataError(f"{where}: not a JSON object")
         yield where, row
+    if not found:
+        raise DataError(f"{path}: the file is empty")
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a text file, one at a time. Raises DataError where it is no UTF-8."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:
+            yield from file
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: no text in UTF-8 ({error})") from None
 
 
 FIELDS = {"id": str, "images": list, "question": str, "answer": str}

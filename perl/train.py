@@ -37,6 +37,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -308,8 +309,9 @@ def export(model, weights: dict[str, torch.Tensor], processor, folder: Path) -> 
     """`weights` as a model that transformers and vLLM
     load: a twin of `model` without storage takes them.
     """
+    config = deepcopy(model.config)  # the attention in it is `Policy`'s
     with init_empty_weights():
-        twin = AutoModelForImageTextToText.from_config(model.config)
+        twin = AutoModelForImageTextToText.from_config(config, attn_implementation="sdpa")
     twin.load_state_dict(weights, assign=True)
     twin.tie_weights()
     twin.save_pretrained(folder)

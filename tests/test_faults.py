@@ -177,6 +177,25 @@ def test_a_dead_rank_ends_the_run(digits, tmp_path):
     assert process.wait(timeout=60) != 0
 
 
+@pytest.mark.parametrize("phase", ["sampling", "update", "saving"])
+def test_a_rank_that_raises_ends_the_run(digits, torchrun, tmp_path, phase):
+    """Traceback, exit code, and all ranks gone, although the tear-down would block for ever."""
+    words = [
+        "--model",
+        digits / "base",
+        "--data",
+        digits / "train.jsonl",
+        "--out",
+        tmp_path / "run",
+    ]
+    words += "--steps 3 --prompts 4 --updates 2 --max-prompt 300 --max-tokens 8".split()
+    words += ["--save-every", "1"]
+    start = time.time()
+    done = torchrun(2, "tests/workers/raising.py", phase, *words, check=False, timeout=200)
+    assert done.returncode != 0 and f"rank 1 raises in {phase}" in done.stderr
+    assert "Traceback" in done.stderr and time.time() - start < 120
+
+
 def test_numbers_that_are_not_finite(digits, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(digits / "base", model)

@@ -73,7 +73,7 @@ WRONG = [
      true("Is the [[1|left]] image as red as the right image?"), "marked once and once not"),
     ("nothing marked", row("Is the left image red?"), true("Is the left image red?"), "the rules mark other words"),
     ("a thing inside marked", row("Which image shows two dogs?", "Image 2"),
-     true("Which image shows [[2|two]] dogs?", "Image [[2|2]]"), "the rules mark other words"),
+     true("Which image shows [[2|two]] dogs?", "Image [[2|2]]"), "a mark on a word that names no image"),
     ("answer unmarked", row("Which image shows a dog?", "Image 2"), true("Which image shows a dog?", "Image 2"), "the rules mark other words"),
     ("option letter unmarked", row("<image> Which fits?\nA. <image>\nB. <image>", "B", THREE),
      true("<image> Which fits?\nA. <image>\nB. <image>", "B", 1, THREE), "the rules mark other words"),
