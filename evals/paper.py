@@ -536,6 +536,8 @@ def difference(results: dict, arm: str, other: str, get: Callable = worst) -> st
         return ""
     pairs = zip(values_of(results, arm, get, seeds), values_of(results, other, get, seeds))
     mean, half = interval([mine - theirs for mine, theirs in pairs])
+    if len(seeds) == 1:
+        return f"{mean:+.3f}, one seed: nothing to tell"
     verdict = "not told apart" if abs(mean) <= half else "higher" if mean > 0 else "lower"
     return f"{mean:+.3f} ± {half:.3f}, {verdict}"
 
