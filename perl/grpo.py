@@ -356,7 +356,16 @@ def window_attention(
     if q.is_cuda and q.dtype != torch.float32:
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (L, H, D)
         starts = cu_seq_lens_q.to(torch.int32)
-        out = varlen_attn(q, k, v, starts, starts, max_length_q, max_length_q, scale=scaling)
+        out = varlen_attn(
+            q,
+            k,
+            v,
+            starts,
+            starts,
+            max_length_q,
+            max_length_q,
+            scale=scaling,
+        )
         return out[None], None
 
     lengths = cu_seq_lens_q.diff().tolist()
