@@ -1725,7 +1725,8 @@ class Summary:
             if slot:
                 self.slots[slot] += 1
         else:
-            self.reasons[str(verdict.reason or Reason.DECLARED)] += 1
+            said = result.row.get("why") or str(verdict.reason or Reason.DECLARED)
+            self.reasons[said.split(": ")[0]] += 1
         self.written_out += verdict.written_out > 0
         self.sets += verdict.set_answer
         if result.missed:

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from bench import cuda
+from bench import cuda, expect
 from perl import grpo
 from perl.grpo import PatchEmbed, Policy
 
@@ -110,3 +110,11 @@ def test_without_a_gpu_it_is_one_sentence():
     words = [sys.executable, "bench/gpu.py"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no GPU" in done.stderr
+
+
+def test_the_bound_at_7b_is_as_the_page_says():
+    found = expect.table("7b")
+    assert found in (ROOT / "bench" / "README.md").read_text()
+    ratios = [float(line.split("|")[6]) for line in found.splitlines()[2:]]
+    assert all(1 < ratio < 12 for ratio in ratios)  # never more than the rollouts of a question
+    assert ratios[0] < ratios[2] < ratios[4] and ratios[1] < ratios[0]
