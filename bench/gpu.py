@@ -94,7 +94,7 @@ def kernel(args) -> dict:
     w = torch.randn(1, L, heads, width, generator=g)
 
     def run(dtype, attention):
-        tensors = [x.to(DEVICE, dtype).requires_grad_() for x in drawn]
+        tensors = [x.clone().to(DEVICE, dtype).requires_grad_() for x in drawn]
         out = attention(*tensors)
         (out * w.to(DEVICE, dtype)).sum().backward()
         return [out, *[x.grad for x in tensors]]
