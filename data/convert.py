@@ -63,18 +63,18 @@ def verl(row: dict) -> Raw:
     bare = info.get("question")
     if bare and bare.count(HOLE) == question.count(HOLE):
         question = bare
-    return Raw(list(row.get("images") or []), question, row["reward_model"]["ground_truth"])
+    return Raw(pictures_of(row.get("images")), question, row["reward_model"]["ground_truth"])
 
 
 def easyr1(row: dict) -> Raw:
-    return Raw(list(row.get("images") or []), row["problem"], row["answer"])
+    return Raw(pictures_of(row.get("images")), row["problem"], row["answer"])
 
 
 def trl(row: dict) -> Raw:
     """Content blocks say where the images stand. In a text nothing does: TRL puts them before it
     and reads no placeholder.
     """
-    pictures = list(row.get("images") or [])
+    pictures = pictures_of(row.get("images"))
     if row.get("image") is not None:
         pictures = [row["image"]]
     prompt = row["prompt"]
@@ -114,9 +114,9 @@ def llava(row: dict) -> Raw:
         role = message.get("from") or message["role"]
         content = message["value"] if message.get("value") is not None else message["content"]
         messages.append({"role": roles.get(role, role), "content": content})
-    pictures = list(row.get("images") or [])
+    pictures = pictures_of(row.get("images"))
     if row.get("image") is not None:
-        pictures = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        pictures = pictures_of(row["image"])
     said = [m["content"] for m in messages if m["role"] == "assistant"]
     if not said:
         raise Skip("no answer")

@@ -171,6 +171,19 @@ def bytes_of(picture: object, folders: Sequence[Path] = ()) -> bytes:
     raise Skip("a picture file is missing")
 
 
+def jpeg_url(path: str | Path, side: int, quality: int) -> str:
+    """A picture as a data: URL, upright and at most `side` pixels wide and high. Raises OSError
+    for one that cannot be read.
+    """
+    from perl.rollout import open_image
+
+    picture = open_image(path)
+    picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
 class Pictures:
     """DIR/images: byte-equal pictures are one file."""
 

@@ -25,12 +25,12 @@ row and prints how often label and rules agree.
 """
 
 import argparse
-import base64
 import hashlib
 import json
 import os
 import re
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from data.hub import jpeg_url
 from data.mark import (
     FROM_END,
     NOUN,
@@ -140,7 +141,7 @@ def request(row: dict, folder: Path, args, attempt: int) -> Request:
     if args.rephrase:
         content = [{"type": "text", "text": text}]
         for name in row["images"]:
-            url = {"url": data_url(folder / name), "detail": "low"}
+            url = {"url": jpeg_url(folder / name, side=512, quality=90), "detail": "low"}
             content.append({"type": "image_url", "image_url": url})
     schema = REPHRASE_SCHEMA if args.rephrase else ORDER_SCHEMA
     body = {
@@ -158,19 +159,6 @@ def request(row: dict, folder: Path, args, attempt: int) -> Request:
         "seed": attempt,
     }
     return Request(body)
-
-
-def data_url(path: Path) -> str:
-    """A picture inside a request, upright and at most 512 pixels wide and high."""
-    import io
-
-    from perl.rollout import open_image
-
-    picture = open_image(path)
-    picture.thumbnail((512, 512))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 # --- Is a label right? --------------------------------------------------------------------------
@@ -369,11 +357,13 @@ def is_open(row: dict, folder: Path) -> bool:
 
 
 class Cache:
-    """Replies by the key of their request, each appended as it comes."""
+    """Replies by the key of their request, each appended as it comes, and the tokens `used`."""
 
     def __init__(self, path: Path):
         self.path = path
         self.replies: dict[str, dict] = {}
+        self.used: Counter[str] = Counter()
+        self.writing = threading.Lock()
         if path.exists():
             lines = path.read_text(encoding="utf-8").split("\n")
             whole = lines[:-1]  # a kill may have torn the last line
@@ -382,13 +372,16 @@ class Cache:
             for line in whole:
                 reply = json.loads(line)
                 self.replies[reply["key"]] = reply
+                self.used.update(reply["usage"])
         self.file = open(path, "a", encoding="utf-8")
 
     def add(self, key: str, text: str | None, finished: bool, usage: dict) -> None:
         reply = {"key": key, "text": text, "finished": finished, "usage": usage}
-        self.replies[key] = reply
-        self.file.write(json.dumps(reply, ensure_ascii=False) + "\n")
-        self.file.flush()
+        with self.writing:
+            self.replies[key] = reply
+            self.used.update(usage)
+            self.file.write(json.dumps(reply, ensure_ascii=False) + "\n")
+            self.file.flush()
 
 
 def label_in(reply: dict) -> dict | None:
@@ -466,10 +459,7 @@ def ask_all(asked: Sequence[dict], folder: Path, args, cache: Cache) -> list[dic
         with tqdm(total=len(asked), desc="labels", dynamic_ncols=True) as bar:
             for future in futures:
                 found.append(future.result())
-                used = Counter()
-                for reply in list(cache.replies.values()):
-                    used.update(reply["usage"])
-                bar.set_postfix(tokens_in=used["in"], tokens_out=used["out"])
+                bar.set_postfix(tokens_in=cache.used["in"], tokens_out=cache.used["out"])
                 bar.update()
     finally:
         pool.shutdown(cancel_futures=True)

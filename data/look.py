@@ -9,9 +9,7 @@ colour must still name the same picture. Rows can be filtered by `permute`, by r
 """
 
 import argparse
-import base64
 import html
-import io
 import json
 import sys
 from collections import Counter
@@ -19,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.hub import progress
+from data.hub import jpeg_url, progress
 from perl.permute import MARK, DataError, Sample, copies, load, plain, rows, slot_of
-from perl.rollout import at_least, open_image
+from perl.rollout import at_least
 from rewards.boxed import options
 
 SIDE = 140  # pixels of a thumbnail's longer side
@@ -105,13 +103,9 @@ class Thumbnails:
     def number(self, path: str) -> int:
         """Raises OSError for a picture that cannot be read."""
         if path not in self.numbers:
-            picture = open_image(path)
-            picture.thumbnail((2 * SIDE, 2 * SIDE))
-            buffer = io.BytesIO()
-            picture.save(buffer, "JPEG", quality=80)
+            url = jpeg_url(path, side=2 * SIDE, quality=80)
             self.numbers[path] = len(self.urls)
-            encoded = base64.b64encode(buffer.getvalue()).decode()
-            self.urls.append(f"data:image/jpeg;base64,{encoded}")
+            self.urls.append(url)
         return self.numbers[path]
 
 
