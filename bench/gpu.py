@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -221,7 +222,7 @@ def sleep(args) -> dict:
         return max(gaps)
 
     one, every = answers(samples[:1]), answers(samples)
-    found = {"async": engine.llm.llm_engine.vllm_config.scheduler_config.async_scheduling}
+    found = engine.choices()
     gaps = []
     for _ in range(3):
         engine.sleep()
@@ -240,8 +241,19 @@ def torchrun(script: str, *words) -> subprocess.CompletedProcess:
         [sys.executable, *launcher, *map(str, words)], cwd=ROOT, text=True, capture_output=True
     )
     if done.returncode:
-        raise RuntimeError(f"{script}: {done.stderr[-1500:]}")
+        raise RuntimeError(f"{script}: {last_words(done.stderr)}")
     return done
+
+
+def last_words(stderr: str) -> str:
+    """The last error that a failed process names, leaving out torchrun's report of it; its last
+    lines where it names none.
+    """
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if re.match(r"[\w.]*(Error|Exception): ", line) and "ChildFailedError" not in line:
+            return line[:1500]
+    return " | ".join(lines[-3:])[:1500]
 
 
 def sync(args) -> dict:
@@ -273,7 +285,7 @@ def update(args) -> dict:
         words += "--images 3 --pixels 170 --rollouts 6 --response 12 --steps 1".split()
     done = subprocess.run([sys.executable, *words], cwd=ROOT, text=True, capture_output=True)
     if not out.exists():
-        raise RuntimeError(done.stderr[-1500:])
+        raise RuntimeError(last_words(done.stderr))
     return json.loads(out.read_text()) | {"passed": done.returncode == 0}
 
 
@@ -302,8 +314,7 @@ def run_part(name: str, args) -> dict:
         if out.exists():
             found = json.loads(out.read_text())
         else:
-            said = [line for line in done.stderr.splitlines() if line.strip()]
-            found = {"passed": False, "failed": " | ".join(said[-3:])[:1500]}
+            found = {"passed": False, "failed": last_words(done.stderr)}
     except subprocess.TimeoutExpired:
         found = {"passed": False, "failed": "over 480 seconds"}
     return found | {"seconds": round(time.perf_counter() - start, 1)}

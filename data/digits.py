@@ -19,7 +19,12 @@ How often depends on the digit asked for (HASTE). A model can only learn this as
 bias: move the images and its answer changes. HASTE is never 0 or 1, so the right answer stays
 within reach of sampling.
 
-    python data/digits.py [--out runs/digits] [--seed 0] [--skew 0.9] [--no-warmup]
+    python data/digits.py [--out runs/digits] [--seed 0] [--skew 0.9] [--no-warmup | --weak]
+
+As a script it asks torch's libraries for the kernels of one instruction set and for two threads,
+so that machines of one kind make the same base of a seed: figures of several machines are of one
+experiment. --weak makes another base, right where the right image stands first and hardly ever
+elsewhere: a user with skewed data may start from one (evals/paper.py, `danger`).
 """
 
 import argparse
@@ -32,6 +37,14 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+if __name__ == "__main__":  # read when torch is imported
+    os.environ |= {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_CBWR": "AVX2",
+        "OMP_NUM_THREADS": "2",
+    }
 
 import numpy as np
 import torch
@@ -86,6 +99,7 @@ TEST_DIGITS = 360
 HASTE = [0.4, 0.8] * 5  # how often the hasty teacher is hasty when asked about a 0, 1, ..., 9
 CAREFUL = {"steps": 450, "lr": 2e-3}
 HASTY = {"steps": 60, "lr": 3e-4}
+WEAK = {"hasty": {"steps": 120, "lr": 3e-4}, "floor": 0.97}  # the hasty teacher, longer, no mercy
 
 
 @dataclass(frozen=True)
@@ -501,14 +515,14 @@ def has(stamp, content) -> bool:
     return stamp.is_file() and stamp.read_text() == content
 
 
-def build(out, seed=0, warmup=True, skew=None) -> None:
+def build(out, seed=0, warmup=True, skew=None, weak=False) -> None:
     """Write OUT/train.jsonl, test.jsonl, images/ and base/, unless this very script has made them
     already. The skew is of the questions: another one leaves the base as it is.
 
     warmup=False leaves the base untrained (seconds instead of minutes), for tests."""
     out = Path(out)
     banks = split_digits(seed)
-    questions, base = stamp_of(seed, skew), stamp_of(INSTRUCTION, seed, warmup)
+    questions, base = stamp_of(seed, skew), stamp_of(INSTRUCTION, seed, warmup, weak)
     if not has(out / ".questions", questions):
         (out / ".questions").unlink(missing_ok=True)
         write_questions(out, seed, banks, skew)
@@ -521,7 +535,7 @@ def build(out, seed=0, warmup=True, skew=None) -> None:
     processor = make_processor()
     model = make_model(processor)
     if warmup:
-        warm_up(model, processor, banks["train"], seed)
+        warm_up(model, processor, banks["train"], seed, **(WEAK if weak else {}))
     model.save_pretrained(out / "base")
     processor.save_pretrained(out / "base")
     (out / ".base").write_text(base)
@@ -542,9 +556,7 @@ def example(rank, resume=False):
             "--data TRAIN.jsonl --out RUN",
             flush=True,
         )
-        # All cores, for once.
-        alone = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-        subprocess.run([sys.executable, __file__, "--out", out], env=alone, check=True)
+        subprocess.run([sys.executable, __file__, "--out", out], check=True)
     torch.distributed.barrier()
     return TRAIN | {
         "model": str(out / "base"),
@@ -568,8 +580,10 @@ if __name__ == "__main__":
     parser.add_argument(
         "--no-warmup", action="store_true", help="leave the base untrained, for tests"
     )
+    parser.add_argument(
+        "--weak", action="store_true", help="a base that is right only where the first image is"
+    )
     args = parser.parse_args()
     if args.skew is not None and not 0 <= args.skew <= 1:
         parser.error(f"argument --skew: {args.skew} is no share: it must be from 0 to 1")
-    torch.set_num_threads(os.cpu_count())
-    build(args.out, args.seed, not args.no_warmup, args.skew)
+    build(args.out, args.seed, not args.no_warmup, args.skew, args.weak)

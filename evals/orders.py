@@ -1,7 +1,7 @@
 """Accuracy over image orders: does the model mean what it sees, or where it sees it?
 
 Every question is asked greedily in every order of its images (all orders of up to four movable
-images, else 24 drawn with a seed, the given one always among them), its answer remapped by
+images, else 24, or --orders, drawn with a seed, the given one among them), its answer remapped by
 perl/permute.py. Over the orders of one question:
 
     given         right in the order of the file (all questions)
@@ -46,6 +46,7 @@ from perl.permute import MARK, DataError, Sample, inverse, load, permute, plain,
 from perl.rollout import (
     SLACK,
     add_engine_arguments,
+    at_least,
     chat,
     check_control_tokens,
     gather,
@@ -371,8 +372,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--data", required=True, help="JSONL of questions")
     p.add_argument("--out", required=True, help="folder for the results")
     p.add_argument(
-        "--seed", type=int, default=0, help="draws the orders of questions that have more than 24"
+        "--orders",
+        type=at_least(2),
+        default=MAX_ORDERS,
+        help="asked of a question, at most; one with more of them gets as many, drawn by --seed",
     )
+    p.add_argument("--seed", type=int, default=0)
     p.add_argument("--reward", metavar="FILE.py:FUNCTION", help="its `accuracy` is what counts")
     p.add_argument(
         "--trust-remote-code",
@@ -394,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         functools.partial(answers, llm, args),
         samples,
         args.seed,
-        MAX_ORDERS,
+        args.orders,
         rank,
         world,
         functools.partial(graded, grader.accuracy),

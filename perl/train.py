@@ -30,6 +30,7 @@ import itertools
 import json
 import math
 import os
+import platform
 import random
 import shlex
 import shutil
@@ -51,7 +52,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -104,6 +105,12 @@ def parse_args(
     p.add_argument("--alpha-0", type=float, default=1.0)  # release: alpha_t = 1 - t / T
     p.add_argument("--temperature", type=at_least(0.01, float), default=1.0)  # release
     p.add_argument("--micro-batch", type=count, default=1)  # ours: questions a pass; release: 4
+    p.add_argument(
+        "--replicate",
+        type=count,
+        default=1,
+        help="copies of weights and optimizer: one a node, and no layer is gathered across nodes",
+    )
     p.add_argument("--reward", metavar="FILE.py:FUNCTION", help="default: rewards/boxed.py:reward")
     p.add_argument("--eval", help="JSONL of questions to answer greedily while training")
     p.add_argument("--eval-every", type=count, default=20, help="steps")
@@ -203,6 +210,19 @@ def sample_groups(
 
 
 # --- The model ---
+
+
+def make_mesh(device_type: str, world: int, replicate: int = 1) -> DeviceMesh:
+    """Which ranks share one copy of the weights: all of them, (world,), or, with `replicate`
+    copies, `world / replicate` ranks that follow one another, (replicate, shard).
+
+    torchrun numbers the ranks node by node. With a copy a node, layers are gathered within a node,
+    and only gradients cross between nodes, a shard each, once a micro-batch.
+    """
+    if replicate == 1:
+        return init_device_mesh(device_type, (world,))
+    shape = (replicate, world // replicate)
+    return init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard"))
 
 
 def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Policy:
@@ -372,9 +392,10 @@ def update(
     """
     world = dist.get_world_size()
     device = policy.model.lm_head.weight.device
-    # With one update pi_old is pi itself: the ratio is exactly 1 and its gradient still flows.
-    old = logps_of(policy, groups, args) if args.updates > 1 else None
     size = len(groups) // args.updates
+    # pi_old learns from the first mini-batch itself: there the ratio is exactly 1, and its gradient
+    # still flows.
+    old = size * [None] + logps_of(policy, groups[size:], args)
     n_rollouts = size * world * (args.n_s + 1) * args.n  # of the GLOBAL mini-batch
 
     totals: dict[str, torch.Tensor] = {}
@@ -390,7 +411,7 @@ def update(
             weight = rollout_mean(lengths, n_rollouts)  # (N,)
 
             logp, entropy = policy(rows, args.temperature)  # (N,), (N,)
-            old_logp = torch.cat(old[micro]) if old else logp.detach()  # (N,)
+            old_logp = torch.cat(old[micro]) if first else logp.detach()  # (N,)
             ref_logp = torch.cat(ref[micro]) if ref else logp.detach()  # (N,)
             loss, parts = loss_of(
                 logp,
@@ -553,14 +574,11 @@ class Log:
     TensorBoard, and the terminal.
     """
 
-    def __init__(self, args, out: Path, first: int, total: int, world: int):
+    def __init__(self, args, out: Path, first: int, total: int, world: int, choices: dict):
         out.mkdir(parents=True, exist_ok=True)
-        versions = {
-            name: sys.modules[name].__version__ for name in ("torch", "transformers", "vllm")
-        }
         command = shlex.join(["torchrun", "--nproc_per_node", str(world), *sys.argv])
         config = vars(args) | {"steps": total, "world": world, "data_sha256": digest(args.data)}
-        config |= {"command": command, "versions": versions}
+        config |= {"command": command, "versions": versions(), "vllm": choices}
         replace_file(out / "config.json", json.dumps(finite(config), indent=1, allow_nan=False))
 
         self.metrics, self.rollouts = out / "metrics.jsonl", out / "rollouts.jsonl"
@@ -600,6 +618,16 @@ class Log:
             accuracy=f"{metrics['accuracy']:.3f}",
             seconds="+".join(f"{seconds:.1f}" for seconds in phases),
         )
+
+
+def versions() -> dict[str, str | None]:
+    """Of all that a figure may depend on; cuda and cudnn are None on a CPU."""
+    names = ("torch", "transformers", "vllm", "accelerate", "safetensors")
+    found = {name: sys.modules[name].__version__ for name in names}
+    found["python"] = platform.python_version()
+    found["cuda"] = torch.version.cuda
+    found["cudnn"] = str(torch.backends.cudnn.version()) if torch.version.cuda else None
+    return found
 
 
 def append_line(file: Path, row: dict) -> None:
@@ -643,6 +671,8 @@ def check(args, samples: Sequence[Sample], world: int) -> None:
             f"--prompts {args.prompts} is no multiple of {parts}: "
             f"--updates {args.updates} on {world} ranks"
         )
+    if world % args.replicate:
+        raise DataError(f"--replicate {args.replicate}: {world} ranks do not make that many copies")
     if len(samples) < args.prompts:
         raise DataError(
             f"{args.data}: {len(samples)} questions are fewer than the {args.prompts} "
@@ -713,7 +743,7 @@ def main(
 
     out = Path(args.out)
     total = args.steps or args.epochs * (len(samples) // args.prompts)
-    mesh = init_device_mesh(device.type, (world,))
+    mesh = make_mesh(device.type, world, args.replicate)
     policy = build_policy(args.model, device, mesh, trained=True)
     reference = build_policy(args.model, device, mesh, trained=False) if args.beta > 0 else None
     # release; betas 0.9, 0.999
@@ -725,7 +755,7 @@ def main(
         engine.sleep()
         engine.sync(full_weights(policy, dtype))
 
-    log = Log(args, out, first, total, world) if rank == 0 else None
+    log = Log(args, out, first, total, world, engine.choices()) if rank == 0 else None
     sigterms: list[int] = []
     signal.signal(signal.SIGTERM, lambda signum, frame: sigterms.append(signum))
     failed = 0

@@ -140,6 +140,25 @@ def test_killed_and_resumed_equals_uninterrupted(digits, straight, tmp_path):
             check(parse_args(command(digits, run, *more, ranks=0)[2:]), samples, 1)
 
 
+def test_resume_across_meshes(digits, straight, tmp_path):
+    """Begun by two ranks that share one copy of the weights, gone on with by two copies of two
+    ranks, ended by two ranks again: the same run.
+    """
+    run = tmp_path / "run"
+    shutil.copytree(straight, run, symlinks=True)
+    shutil.rmtree(run / "step-000004")
+    code, said = finish(digits, run, "--resume", "--replicate", 2, "--save-every", 1, ranks=4)
+    assert code == 0, said[-3000:]
+    assert largest_difference(run, straight) <= 1e-5
+    assert json.loads((run / "config.json").read_text())["replicate"] == 2
+
+    shutil.rmtree(run / "step-000004")  # step-000003 is of two copies
+    code, said = finish(digits, run, "--resume")
+    assert code == 0, said[-3000:]
+    assert largest_difference(run, straight) <= 1e-5
+    assert [row["step"] for row in steps_of(run)] == [0, 1, 2, 3]
+
+
 def test_sigterm_saves_and_exits_with_zero(digits, straight, tmp_path):
     run = tmp_path / "run"
     process = start(digits, run, ranks=0)  # without torchrun: the exit code is the script's own
@@ -177,7 +196,22 @@ def test_a_dead_rank_ends_the_run(digits, tmp_path):
     assert process.wait(timeout=60) != 0
 
 
-@pytest.mark.parametrize("phase", ["sampling", "update", "saving"])
+def test_a_killed_torchrun_leaves_no_rank_behind(digits, straight, tmp_path):
+    """Its ranks end the running step, save, and are gone."""
+    run = tmp_path / "run"
+    process = start(digits, run)
+    wait_for_steps(run, process, 1)
+    ranks = [psutil.Process(pid) for pid in ranks_of(process)]
+    os.kill(process.pid, signal.SIGKILL)
+    gone, alive = psutil.wait_procs(ranks, timeout=60)
+    assert len(gone) == 2 and not alive
+    assert max(p.name for p in run.glob("step-*")) == f"step-{len(steps_of(run)):06d}"
+    code, said = finish(digits, run, "--resume")
+    assert code == 0, said[-3000:]
+    assert largest_difference(run, straight) == 0.0 and len(steps_of(run)) == 4
+
+
+@pytest.mark.parametrize("phase", ["sampling", "reference", "update", "sync", "metrics", "saving"])
 def test_a_rank_that_raises_ends_the_run(digits, torchrun, tmp_path, phase):
     """Traceback, exit code, and all ranks gone, although the tear-down would block for ever."""
     words = [
@@ -194,6 +228,29 @@ def test_a_rank_that_raises_ends_the_run(digits, torchrun, tmp_path, phase):
     done = torchrun(2, "tests/workers/raising.py", phase, *words, check=False, timeout=200)
     assert done.returncode != 0 and f"rank 1 raises in {phase}" in done.stderr
     assert "Traceback" in done.stderr and time.time() - start < 120
+
+
+def test_a_full_disk_at_each_write_loses_no_checkpoint(digits, straight, torchrun, tmp_path):
+    """Wherever it is full, the run ends with an error, and what was whole stays so: with space
+    again it goes on, and ends where one that never met a full disk does.
+    """
+    run = tmp_path / "run"
+    words = ["--model", digits / "base", "--data", digits / "train.jsonl", "--out", run, *FLAGS]
+    for place, whole in [
+        ("config", []),
+        ("state", []),
+        ("metrics", []),
+        ("model", []),
+    ]:
+        done = torchrun(2, "tests/workers/full_disk.py", place, *words, "--resume", check=False)
+        assert done.returncode != 0 and "File too large" in done.stderr, (
+            place,
+            done.stderr[-2000:],
+        )
+        assert sorted(path.name for path in run.glob("step-*")) == whole, place
+    code, said = finish(digits, run, "--resume")
+    assert code == 0, said[-3000:]
+    assert largest_difference(run, straight) == 0.0 and len(steps_of(run)) == 4
 
 
 def test_numbers_that_are_not_finite(digits, tmp_path):
@@ -276,7 +333,7 @@ def test_a_torn_image_is_found_at_the_start(digits, tmp_path):
 def test_a_skipped_update_leaves_the_weights(digits, tmp_path):
     """One bad number in a mini-batch: the optimizer never sees it."""
     out = tmp_path / "update.pt"
-    worker = [sys.executable, "tests/workers/update.py", digits, out, "1", "0.1", "1", "nan"]
+    worker = [sys.executable, "tests/workers/update.py", digits, out, "--nan"]
     subprocess.run(
         list(map(str, worker)), cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

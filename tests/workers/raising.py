@@ -1,4 +1,4 @@
-"""A run in which rank 1 raises in one phase of its second step: torchrun ... raising.py PHASE and
+"""A run in which rank 1 raises in one phase, at its second call: torchrun ... raising.py PHASE and
 the flags of perl/train.py. A finaliser that blocks stands in for NCCL's tear-down, which waits for
 ranks that wait for this one: only a process that leaves at once ends the run."""
 
@@ -13,7 +13,14 @@ from perl import train
 from perl.rollout import Engine, run
 
 phase = sys.argv.pop(1)
-asked = {"sampling": (Engine, "generate"), "update": (train, "update"), "saving": (train, "save")}
+asked = {
+    "sampling": (Engine, "generate"),
+    "reference": (train, "logps_of"),
+    "update": (train, "update"),
+    "sync": (Engine, "sync"),
+    "metrics": (train, "reward_metrics"),
+    "saving": (train, "save"),
+}
 owner, name = asked[phase]
 original, calls = getattr(owner, name), []
 

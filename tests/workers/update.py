@@ -1,9 +1,11 @@
-"""Two optimizer updates on fixed rollouts, whatever the number of ranks: torchrun ... update.py
-BASE OUT N_S BETA MICRO [nan].
+"""Two optimizer updates on fixed rollouts, whatever the number of ranks and the mesh:
 
-With "nan" the sampler's log-probabilities of one rollout are none, so that the first update has
+    torchrun --nproc_per_node N tests/workers/update.py BASE OUT [--n-s 1] [--beta 0.1] ..
+
+With --nan the sampler's log-probabilities of one rollout are none, so that the first update has
 no finite gradient. Writes the updated weights and the metrics, for the tests to compare."""
 
+import argparse
 import json
 import os
 import random
@@ -13,7 +15,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from perl.grpo import Row, advantages
@@ -24,33 +25,27 @@ from perl.train import (
     build_policy,
     full_weights,
     logps_of,
+    make_mesh,
     parse_args,
     share_of_rank,
     update,
 )
 
-base, out, n_s, beta, micro = (
-    Path(sys.argv[1]),
-    Path(sys.argv[2]),
-    int(sys.argv[3]),
-    float(sys.argv[4]),
-    int(sys.argv[5]),
-)
+p = argparse.ArgumentParser()
+p.add_argument("base", type=Path)
+p.add_argument("out", type=Path)
+p.add_argument("--n-s", type=int, default=1)
+p.add_argument("--beta", type=float, default=0.1)
+p.add_argument("--micro-batch", type=int, default=1)
+p.add_argument("--replicate", type=int, default=1)
+p.add_argument("--nan", action="store_true")
+asked = p.parse_args()
+base, n_s = asked.base, asked.n_s
+
 rank, world, device = join_torchrun()
-args = parse_args(
-    [
-        "--updates",
-        "2",
-        "--n-s",
-        str(n_s),
-        "--n",
-        "3",
-        "--beta",
-        str(beta),
-        "--micro-batch",
-        str(micro),
-    ]
-)
+words = ["--updates", 2, "--n-s", n_s, "--n", 3, "--beta", asked.beta]
+words += ["--micro-batch", asked.micro_batch]
+args = parse_args([str(word) for word in words])
 processor, _ = load_processor(str(base / "base"), args.max_pixels)
 
 
@@ -74,28 +69,29 @@ def fixed_group(x) -> Group:
 
 questions = load(base / "train.jsonl")[:8]
 groups = [fixed_group(x) for x in share_of_rank(questions, rank, world, args.updates)]
-if "nan" in sys.argv:
+if asked.nan:
     broken = replace(
         groups[0].rollouts[0], logps=tuple(float("nan") for _ in groups[0].rollouts[0].logps)
     )
     groups[0] = replace(groups[0], rollouts=(broken, *groups[0].rollouts[1:]))
-mesh = init_device_mesh(device.type, (world,))
+mesh = make_mesh(device.type, world, asked.replicate)
 policy = build_policy(str(base / "base"), device, mesh, trained=True)
 # A reference that differs from the policy, so that the KL term has a gradient at once.
 with torch.no_grad():
-    reference = build_policy(str(base / "base"), device, mesh, trained=False) if beta else None
+    reference = None
+    if asked.beta:
+        reference = build_policy(str(base / "base"), device, mesh, trained=False)
     for p in policy.parameters():
         p.mul_(1.02)
 before = {name: weight.clone() for name, weight in full_weights(policy, torch.float32)}
 # Eps: no direction made of rounding errors alone.
 optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, eps=1e-3)
-metrics = update(
-    policy, optimizer, groups, logps_of(reference, groups, args) if reference else None, args
-)
+ref = logps_of(reference, groups, args) if reference else None
+metrics = update(policy, optimizer, groups, ref, args)
 after = {name: weight.clone() for name, weight in full_weights(policy, torch.float32)}
 if rank == 0:
-    torch.save({"before": before, "after": after}, out)
-    out.with_suffix(".json").write_text(json.dumps(metrics))
+    torch.save({"before": before, "after": after}, asked.out)
+    asked.out.with_suffix(".json").write_text(json.dumps(metrics))
 dist.barrier()
 dist.destroy_process_group()
 # Gloo's threads now and then abort an interpreter that ends in the usual way, with everything written.
