@@ -635,6 +635,27 @@ def trl_step(out, longest):
     print("RESULT", json.dumps({"all": times}), flush=True)
 
 
+# Passes of the model in each phase, a backward being two: what its multiply-adds are counted by.
+PASSES = {"sampling": 1, "reference": 1, "update": 3}
+
+
+def whole_step_table(report):
+    """Each phase of our step beside the seconds that its multiply-adds take at the peak of the
+    machine; TRL's step beside those of all its phases."""
+    whole, first = report["whole_step"], report["shapes"][0]
+    forward = {way: first[way]["flops"] / PASSES["update"] for way in ("ours", "trl")}
+    seconds_of = lambda way, passes: passes * forward[way] / first["gemm_flops"]  # noqa: E731
+    lines = ["| phase | seconds | bound, s |", "| --- | --- | --- |"]
+    for phase, passes in PASSES.items():
+        seconds = whole["ours_phases"][f"seconds_{phase}"]
+        lines.append(f"| {phase} | {seconds:.2f} | {seconds_of('ours', passes):.2f} |")
+    lines.append(f"| sync | {whole['ours_phases']['seconds_sync']:.2f} | |")
+    passes = sum(PASSES.values())
+    lines.append(f"| **ours** | **{whole['ours']:.2f}** | {seconds_of('ours', passes):.2f} |")
+    lines.append(f"| **TRL** | **{whole['trl']:.2f}** | {seconds_of('trl', passes):.2f} |")
+    return [*lines, "", f"Whole step: {whole['trl'] / whole['ours']:.2f} times"]
+
+
 def show(report):
     lines = [
         "| prompt/response | way | rollouts a pass | seconds | CPU seconds | peak memory | GFLOP | of peak GEMM | ratio |",
@@ -672,15 +693,8 @@ def show(report):
             "",
             f"Head at V = 152,064, {int(n):,} positions: {peak / 1e9:.2f} GB (all logits: {logits / 1e9:.1f} GB)",
         ]
-    if whole := report["whole_step"]:
-        phases = ", ".join(
-            f"{k.removeprefix('seconds_')} {v:.2f}" for k, v in whole["ours_phases"].items()
-        )
-        lines += [
-            "",
-            f"Whole step: ours {whole['ours']:.2f} s ({phases}), trl {whole['trl']:.2f} s: "
-            f"{whole['trl'] / whole['ours']:.2f} times",
-        ]
+    if report["whole_step"]:
+        lines += ["", *whole_step_table(report)]
     return "\n".join(lines)
 
 

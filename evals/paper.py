@@ -307,7 +307,10 @@ def prepare(out: Path, seed: int, arms: Sequence[str]) -> None:
         )
 
 
-SHARES = {"several images": lambda row: len(row["images"]) > 1, "one image": lambda row: len(row["images"]) == 1}  # fmt: skip
+SHARES = {
+    "several images": lambda row: len(row["images"]) > 1,
+    "one image": lambda row: len(row["images"]) == 1,
+}
 
 
 def kept(arm: Arm, seed: int, out: Path) -> Path:
@@ -663,7 +666,7 @@ def tables(results: dict) -> dict[str, str]:
 
 
 def insert(text: str, found: dict[str, str]) -> str:
-    """The document with each table between its comments, `<!-- table NAME -->` and `<!-- end -->`."""
+    """The document, each table between its comments, `<!-- table NAME -->` and `<!-- end -->`."""
     for name, table in found.items():
         block = rf"(<!-- table {re.escape(name)} -->\n).*?(\n<!-- end -->)"
         text = re.sub(block, lambda m, table=table: m[1] + table + m[2], text, flags=re.S)

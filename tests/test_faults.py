@@ -211,43 +211,57 @@ def test_a_killed_torchrun_leaves_no_rank_behind(digits, straight, tmp_path):
     assert largest_difference(run, straight) == 0.0 and len(steps_of(run)) == 4
 
 
-@pytest.mark.parametrize("phase", ["sampling", "reference", "update", "sync", "metrics", "saving"])
-def test_a_rank_that_raises_ends_the_run(digits, torchrun, tmp_path, phase):
-    """Traceback, exit code, and all ranks gone, although the tear-down would block for ever."""
-    words = [
-        "--model",
-        digits / "base",
-        "--data",
-        digits / "train.jsonl",
-        "--out",
-        tmp_path / "run",
-    ]
-    words += "--steps 3 --prompts 4 --updates 2 --max-prompt 300 --max-tokens 8".split()
-    words += ["--save-every", "1"]
-    start = time.time()
-    done = torchrun(2, "tests/workers/raising.py", phase, *words, check=False, timeout=200)
-    assert done.returncode != 0 and f"rank 1 raises in {phase}" in done.stderr
-    assert "Traceback" in done.stderr and time.time() - start < 120
+def faulty(faults, tmp_path, *flags):
+    """What tests/workers/faults.py found of runs with these faults."""
+    out = tmp_path / "found.json"
+    words = [sys.executable, "tests/workers/faults.py", out, *faults, "--", *flags]
+    done = subprocess.run(
+        [str(word) for word in words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
 
 
-def test_a_full_disk_at_each_write_loses_no_checkpoint(digits, straight, torchrun, tmp_path):
+PHASES = ["sampling", "reference", "update", "sync", "metrics", "saving"]
+
+
+def test_a_rank_that_raises_ends_the_run(digits, tmp_path):
+    """In every phase: traceback, exit code, and all ranks gone, although the tear-down would block
+    for ever.
+    """
+    flags = ["--model", digits / "base", "--data", digits / "train.jsonl"]
+    flags += ["--out", tmp_path / "run-FAULT", "--save-every", "1"]
+    flags += "--steps 3 --prompts 4 --updates 2 --max-prompt 300 --max-tokens 8".split()
+    found = faulty([f"raise {phase}" for phase in PHASES], tmp_path, *flags)
+    for phase in PHASES:
+        ended = found[f"raise {phase}"]
+        assert ended["code"] == 1 and ended["left"] == 0, (phase, ended)
+        assert ended["seconds"] < 30, (phase, ended["seconds"])
+        assert f"RuntimeError: rank 1 raises in {phase}" in ended["said"]
+        assert "Traceback" in ended["said"]
+
+
+def test_a_full_disk_at_each_write_loses_no_checkpoint(digits, straight, tmp_path):
     """Wherever it is full, the run ends with an error, and what was whole stays so: with space
     again it goes on, and ends where one that never met a full disk does.
     """
     run = tmp_path / "run"
-    words = ["--model", digits / "base", "--data", digits / "train.jsonl", "--out", run, *FLAGS]
-    for place, whole in [
-        ("config", []),
-        ("state", []),
-        ("metrics", []),
-        ("model", []),
-    ]:
-        done = torchrun(2, "tests/workers/full_disk.py", place, *words, "--resume", check=False)
-        assert done.returncode != 0 and "File too large" in done.stderr, (
-            place,
-            done.stderr[-2000:],
-        )
-        assert sorted(path.name for path in run.glob("step-*")) == whole, place
+    shutil.copytree(straight, run, symlinks=True)
+    shutil.rmtree(run / "step-000004")
+    flags = ["--model", digits / "base", "--data", digits / "train.jsonl", "--out", run, *FLAGS]
+    places = ["config", "metrics", "state", "model"]
+    found = faulty([f"full {place}" for place in places], tmp_path, *flags, "--resume")
+    for place in places:
+        ended = found[f"full {place}"]
+        assert ended["code"] == 1 and ended["left"] == 0, (place, ended)
+        assert "File too large" in ended["said"], (place, ended["said"][-2000:])
+    assert [path.name for path in run.glob("step-*")] == ["step-000002"]
+
     code, said = finish(digits, run, "--resume")
     assert code == 0, said[-3000:]
     assert largest_difference(run, straight) == 0.0 and len(steps_of(run)) == 4
