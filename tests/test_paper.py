@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+from evals import paper
 from evals.paper import (
     ARMS,
     FIGURES,
@@ -165,6 +166,18 @@ def test_a_variant_trains(digits, tmp_path, arm):
     assert figures["worst_order"] <= figures["mean_over_orders"]
     assert [point["step"] for point in figures["curve"]] == [2]
     assert sum(figures["early_advantages"]) == 2 * 4 * 12
+
+
+def test_runs_from_another_base_are_not_mixed(tmp_path, monkeypatch):
+    """Another machine may make another base of a seed: its runs are no pairs of the ones there."""
+    file = tmp_path / "results.json"
+    add_figures(file, 0, "base", {"weights": "theirs"})
+    monkeypatch.setattr(paper, "prepare", lambda *_: None)
+    monkeypatch.setattr(paper, "figures_of_base", lambda *_: {"weights": "ours"})
+    monkeypatch.setattr(paper, "launch", lambda *_: pytest.fail("ran"))
+    with pytest.raises(SystemExit, match="runs of seed 0 from another base"):
+        paper.run_all(tmp_path, file, ["main"], [0])
+    assert load_results(file)["seeds"]["0"] == {"base": {"weights": "theirs"}}
 
 
 # --- Tables ---
