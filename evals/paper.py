@@ -58,6 +58,7 @@ from perl.train import sample_groups
 FIGURES = ("given", "mean_over_orders", "worst_order", "best_order", "consistency")
 ORDERS = 6  # asked of a question, at most
 LIMITS = {"max_prompt": TRAIN["max_prompt"], "max_tokens": TRAIN["max_tokens"]}
+EVERY = 5  # steps between the points of a curve
 EARLY = 5  # steps: the first ones, in which groups still have spread
 
 
@@ -182,8 +183,8 @@ ARMS = {
     "perl skew 0.5": Arm(skew=0.5),
     "grpo skew 0.7": Arm(skew=0.7, n_s=0),
     "perl skew 0.7": Arm(skew=0.7),
-    "grpo skew 0.9": Arm(n_s=0, every=5),
-    "perl skew 0.9": Arm(every=5),
+    "grpo skew 0.9": Arm(n_s=0, every=EVERY),
+    "perl skew 0.9": Arm(every=EVERY),
     "grpo skew 1.0": Arm(skew=1.0, n_s=0),
     "perl skew 1.0": Arm(skew=1.0),
     "augmentation": Arm(n_s=0, variant=fixed(copies_of=augmented)),
@@ -575,6 +576,15 @@ def arm_table(results: dict, arms: Sequence[str], against: str) -> str:
     return markdown(head, rows)
 
 
+def run_table(results: dict) -> str:
+    """What has been run, of what `make paper` runs."""
+    rows = []
+    for part, (arms, seeds) in PARTS.items():
+        done = sum(len(seeds_with(results, arm)) for arm in arms)
+        rows.append([part, str(len(arms)), str(seeds), f"{done} of {len(arms) * seeds}"])
+    return markdown(["part", "arms", "seeds", "runs"], rows)
+
+
 def axis_table(results: dict) -> str:
     rows = []
     for place in AXIS:
@@ -595,6 +605,23 @@ def seed_table(results: dict) -> str:
         base, theirs, ours = (worst(runs[arm]) for arm in ("base", *MAIN))
         rows.append([seed, *(f"{x:.3f}" for x in (base, theirs, ours)), f"{ours - theirs:+.3f}"])
     return markdown(["seed", "base", *MAIN, "difference"], rows)
+
+
+def training_table(results: dict) -> str:
+    """The worst order of the two main arms over training."""
+    grpo_arm, perl_arm = MAIN
+    rows = []
+    for step in range(EVERY, TRAIN["steps"] + 1, EVERY):
+        get = lambda run, step=step: at_step(run, step)["worst_order"]  # noqa: E731
+        cells = [mean_of(results, arm, get) for arm in MAIN]
+        rows.append([str(step), *cells, difference(results, perl_arm, grpo_arm, get)])
+    return markdown(["after step", "GRPO", "PeRL", "PeRL - GRPO"], rows)
+
+
+def at_step(run: dict, step: int) -> dict:
+    """A run's figures after so many steps."""
+    [point] = [point for point in run["curve"] if point["step"] == step]
+    return point
 
 
 def task_table(results: dict) -> str:
@@ -644,8 +671,10 @@ def tables(results: dict) -> dict[str, str]:
     """Name -> table in Markdown; docs/results.md holds each between two comments."""
     grpo_arm, perl_arm = MAIN
     return {
+        "runs": run_table(results),
         "axis": axis_table(results),
         "seeds": seed_table(results),
+        "training": training_table(results),
         "slots": slot_table(results),
         "arms": arm_table(results, ["base", grpo_arm, perl_arm, *PARTS["arms"][0]], perl_arm),
         "filter and permutation": arm_table(

@@ -11,11 +11,12 @@
         pi_old <- pi: the new weights go to the sampling engines
 
 Every rank samples and trains on its own share of each mini-batch; FSDP2 shards weights,
-gradients, optimizer and reference. Which questions a step draws, how they are permuted and with
-which seeds they are sampled depends on (--seed, step, question) alone, never on the number of
-ranks: weights, optimizer and step are the whole state of a run, and --resume is exact (up to
-rounding on CUDA, where sums have no fixed order). A question that the coin leaves unpermuted
-still gets n_s identical copies, as in the release.
+gradients, optimizer and reference, over all ranks or, with --replicate N, within each of N nodes.
+Which questions a step draws, how they are permuted and with which seeds they are sampled depends on
+(--seed, step, question) alone, never on the number of ranks: weights, optimizer and step are the
+whole state of a run, and --resume is exact (up to rounding on CUDA, where sums have no fixed
+order). A question that the coin leaves unpermuted still gets n_s identical copies, as in the
+release.
 
 RUN gets config.json, metrics.jsonl, rollouts.jsonl, TensorBoard events in tb/, and every
 --save-every steps step-N/ with state/ (for --resume, on any number of ranks) and model/ (for vLLM
