@@ -4,7 +4,7 @@
 # make format     format the code
 # make bench      set up, install trl, then one update measured beside a padded batch and TRL
 # make gpu        set up, then all that only a GPU can show: under 10 minutes on one H100
-# make paper      set up, then the ablations of docs/results.md: over an hour on 2 cores, resumable
+# make paper      set up, then the experiments of docs/results.md: about three hours on 2 cores, resumable
 # make setup      only the environment (.venv); quick when it is there
 PYTHON ?= python3
 SEED ?= 0
