@@ -68,12 +68,14 @@ def test_one_call_a_layer_is_a_call_a_window(checkpointing, monkeypatch):
 
 @pytest.mark.long
 def test_vision_under_fsdp(torchrun, tmp_path):
-    """Two ranks, sharded as on CUDA: float32 to 1e-5; in bfloat16 within its own rounding."""
+    """Two ranks, sharded as on CUDA: float32 to 1e-5; in bfloat16 within twice what rounding makes
+    of the model's own, as in bench/cuda.py: two ways of rounding are no closer to each other.
+    """
     torchrun(2, "tests/workers/vision.py", tmp_path / "found.json")
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["float32"]["logp"] < 1e-5 and found["float32"]["gradient"] < 1e-5, found
-    assert found["mixed"]["logp"] <= found["noise"]["logp"], found
-    assert found["mixed"]["gradient"] <= found["noise"]["gradient"], found
+    for figure in ("logp", "gradient"):
+        assert found["mixed"][figure] <= cuda.NOISES * found["noise"][figure], found
     assert 0 < found["noise"]["gradient"] < 0.2, found
 
 
