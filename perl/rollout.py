@@ -282,7 +282,7 @@ class Settings:
     max_tokens: int  # tokens a response may have
     max_images: int  # images of a prompt
     size: dict  # limits on an image's area in pixels, as the processor has them
-    gpu_memory: float = 0.4  # vLLM's share of a GPU
+    gpu_memory: float = 0.6  # vLLM's share of a GPU
 
 
 def prepare(args, samples: Sequence[Sample]) -> tuple[object, Settings]:
