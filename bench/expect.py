@@ -25,22 +25,29 @@ TEXT, PATCHES, ORDERS, N = 128, 36, 2, 6  # tokens; patches a side: 504 pixels, 
 IMAGES, RESPONSES = (1, 4, 12), (400, 2048)
 
 
-def rows_of(images: int, response: int, shared: bool) -> list[Row]:
-    """A question in two orders, six rollouts each: a row an order, or a row a rollout."""
-    grid = torch.tensor([1, PATCHES, PATCHES])
-    prompt = torch.zeros(TEXT + images * (PATCHES**2 // 4 + 2), dtype=torch.long)
+def shared_rows(
+    images: int, response: int, text: int, sides: tuple[int, int], orders: int, n: int
+) -> list[Row]:
+    """A question in `orders` orders, n rollouts each, a row an order; all orders show the same
+    pictures, of `sides` patches.
+    """
+    grid = torch.tensor([1, *sides])
+    prompt = torch.zeros(text + images * (sides[0] * sides[1] // 4 + 2), dtype=torch.long)
     o = torch.zeros(response, dtype=torch.long)
-    rows = []
-    for order in range(ORDERS):
-        if shared:  # both orders show the same pictures
-            pictures = tuple(SimpleNamespace(key=k, grid_thw=grid) for k in range(images))
-            rows.append(Row(prompt, pictures, (o,) * N))
-            continue
-        for rollout in range(N):
-            keys = [(order, rollout, k) for k in range(images)]
-            pictures = tuple(SimpleNamespace(key=key, grid_thw=grid) for key in keys)
-            rows.append(Row(prompt, pictures, (o,)))
-    return rows
+    pictures = tuple(SimpleNamespace(key=k, grid_thw=grid) for k in range(images))
+    return [Row(prompt, pictures, (o,) * n)] * orders
+
+
+def padded_rows(rows: list[Row]) -> list[Row]:
+    """The same as a row a rollout, which has its pictures to itself."""
+    alone = []
+    for row in rows:
+        for o in row.responses:
+            pictures = [
+                SimpleNamespace(key=object(), grid_thw=image.grid_thw) for image in row.images
+            ]
+            alone.append(Row(row.prompt_ids, tuple(pictures), (o,)))
+    return alone
 
 
 def tokens(rows: list[Row]) -> int:
@@ -60,7 +67,8 @@ def table(size: str) -> str:
     ]
     for images in IMAGES:
         for response in RESPONSES:
-            ours, padded = (rows_of(images, response, shared) for shared in (True, False))
+            ours = shared_rows(images, response, TEXT, (PATCHES, PATCHES), ORDERS, N)
+            padded = padded_rows(ours)
             counts = [sum(cuda.flops(model, rows).values()) for rows in (ours, padded)]
             prompt = len(ours[0].prompt_ids)
             lines.append(

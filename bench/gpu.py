@@ -3,11 +3,12 @@
     python bench/gpu.py                 # one GPU, under 10 minutes, no download: bench/gpu.json
     python bench/gpu.py --size tiny     # the same parts in their smallest size, on a CPU too
 
-    environment    versions, device, cuDNN, what vLLM chose
+    environment    versions, device, cuDNN
     kernel         the flash kernel over shared-prefix rows against float64 masks, with gradients
     patches        the patch embedding as a matrix product and as the convolution it was
     vision         the vision tower's attention in one call a layer and window by window
-    sleep          vLLM asleep at level 2, memory dirtied, weights synced, a small batch asked first
+    sleep          vLLM asleep at level 2, memory dirtied, weights synced, a small batch asked first;
+                   and what vLLM chose
     sync           log-probabilities of sampler and trainer before and after weights move
     train          two steps of perl/train.py on the digits
     update         bench/cuda.py: checks, seconds, memory, MFU of an update

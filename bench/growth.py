@@ -35,17 +35,18 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
 # In place of bench/, where cuda.py would hide NVIDIA's package of that name from torch.
 sys.path[0] = str(ROOT)
 
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 from transformers import AutoConfig, AutoModelForImageTextToText  # noqa: E402
 
 from bench import cuda, step  # noqa: E402
-from perl.grpo import Row  # noqa: E402
+from bench.expect import shared_rows  # noqa: E402
+from bench.gpu import last_words  # noqa: E402
 
 HEIGHT, WIDTH = 7, 8  # of a picture, in tokens of 28 x 28 pixels
 QUESTIONS = 4  # a step on the axis of ranks
@@ -96,7 +97,7 @@ def write_subject(folder: Path) -> None:
     step.build(folder, HEIGHT, WIDTH)
     most = max(point.images for point in AXES["images"])
     for i in range(step.IMAGES, most):
-        picture = step.Image.open(folder / f"{i % step.IMAGES}.png")
+        picture = Image.open(folder / f"{i % step.IMAGES}.png")
         picture.rotate(90 * (i // step.IMAGES)).resize(picture.size).save(folder / f"{i}.png")
 
 
@@ -105,14 +106,11 @@ def flops(folder: Path, point: Point) -> float:
     config = AutoConfig.from_pretrained(folder / "model")
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    grid = torch.tensor([1, 2 * HEIGHT, 2 * WIDTH])
-    pictures = tuple(SimpleNamespace(key=k, grid_thw=grid) for k in range(point.images))
     text = 20 + 5 * point.images  # tokens of words, about
-    prompt = torch.zeros(text + point.images * (HEIGHT * WIDTH + 2), dtype=torch.long)
-    responses = (torch.zeros(point.response, dtype=torch.long),) * point.n
-    rows = [Row(prompt, pictures, responses)] * (point.n_s + 1)
+    sides = (2 * HEIGHT, 2 * WIDTH)  # in patches
+    rows = shared_rows(point.images, point.response, text, sides, point.n_s + 1, point.n)
     update = sum(cuda.flops(model, rows).values())
-    return point.questions * update * (1 + 1 / 3 + 1 / 3)
+    return point.questions * update * sum(step.PASSES.values()) / step.PASSES["update"]
 
 
 # --- Measuring ---
@@ -135,7 +133,7 @@ def launch(ranks: int, threads: int, script: str, *words) -> tuple[float, int]:
     said = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)  # of torchrun and the ranks that it waited for
     if status:
-        raise RuntimeError(f"{script}: {said[-1500:]}")
+        raise RuntimeError(f"{script}: {last_words(said)}")
     return time.perf_counter() - start, usage.ru_maxrss * 1024
 
 
@@ -150,7 +148,7 @@ def measure(folder: Path, point: Point, steps: int) -> dict:
     _, peak = launch(point.ranks, threads, "perl/train.py", *words)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
     phases = {}
-    for name in ("sampling", "reference", "update", "sync"):
+    for name in (*step.PASSES, "sync"):
         phases[name] = statistics.median(row[f"seconds_{name}"] for row in rows)
     found = asdict(point) | {"phases": phases, "seconds": sum(phases.values()), "peak": peak}
     return found | {"flops": flops(folder, point), "length": rows[-1]["response_length"]}

@@ -40,15 +40,20 @@ def command(digits, run, *more, ranks=2, model=None, data=None):
     return [str(word) for word in (sys.executable, *launcher, *words, *FLAGS, *more)]
 
 
-def finish(digits, run, *more, **settings):
-    done = subprocess.run(
-        command(digits, run, *more, **settings),
+def completed(words, timeout=300):
+    """A command that has ended, whatever its exit code; one thread, from the repository root."""
+    return subprocess.run(
+        [str(word) for word in words],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+
+
+def finish(digits, run, *more, **settings):
+    done = completed(command(digits, run, *more, **settings))
     return done.returncode, done.stdout + done.stderr
 
 
@@ -173,14 +178,7 @@ def test_sigterm_saves_and_exits_with_zero(digits, straight, tmp_path):
 
 def test_killed_while_saving_and_full_disk(digits, tmp_path):
     worker = [sys.executable, "tests/workers/checkpoint.py", digits, tmp_path / "run", "4"]
-    done = subprocess.run(
-        list(map(str, worker)),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = completed(worker, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     # Each got further.
@@ -215,14 +213,7 @@ def faulty(faults, tmp_path, *flags):
     """What tests/workers/faults.py found of runs with these faults."""
     out = tmp_path / "found.json"
     words = [sys.executable, "tests/workers/faults.py", out, *faults, "--", *flags]
-    done = subprocess.run(
-        [str(word) for word in words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = completed(words, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text())
 
@@ -348,9 +339,7 @@ def test_a_skipped_update_leaves_the_weights(digits, tmp_path):
     """One bad number in a mini-batch: the optimizer never sees it."""
     out = tmp_path / "update.pt"
     worker = [sys.executable, "tests/workers/update.py", digits, out, "--nan"]
-    subprocess.run(
-        list(map(str, worker)), cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    completed(worker).check_returncode()
     found = torch.load(out)
     assert json.loads(out.with_suffix(".json").read_text())["skipped"] == 1
     assert all(torch.isfinite(w).all() for w in found["after"].values())

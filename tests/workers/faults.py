@@ -7,7 +7,6 @@ is imported is imported once: torchrun's own agent forks the ranks. Writes for e
 code of the rank that failed first, the seconds until all ranks were gone, and what they said.
 """
 
-import atexit
 import json
 import os
 import resource
@@ -15,6 +14,7 @@ import shlex
 import sys
 import threading
 import time
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import psutil
@@ -68,7 +68,8 @@ def rank_raises(phase: str) -> None:
             raise RuntimeError(f"rank 1 raises in {phase}")
 
     replaced(*PHASES[phase], maybe_raise)
-    atexit.register(time.sleep, 600)
+    # Not atexit: in Python 3.11 a forked process skips it.
+    Finalize(None, time.sleep, args=(600,), exitpriority=1)
 
 
 def disk_is_full(place: str) -> None:
