@@ -410,14 +410,13 @@ class Policy(nn.Module):
         for row in rows:
             parts += [row.prompt_ids, *row.responses]
             responses += row.responses
-        ids = torch.cat(parts).to(device)[None]  # (1, L)
+        ids = torch.cat(parts)[None]  # (1, L)
         targets = torch.cat(responses).to(device)  # (N,)
         where = layout(rows).to(device)
 
-        hidden = self.model.model(
-            input_ids=ids,
+        hidden = self.model.model.language_model(
+            inputs_embeds=self.embeddings(ids, rows, device),
             position_ids=self.positions(rows).to(device)[:, None],  # (3, 1, L)
-            mm_encoder_outputs={"image": self.image_features(rows, device)},
             attention_mask={"full_attention": None},
             layout=where,
             use_cache=False,
@@ -442,9 +441,14 @@ class Policy(nn.Module):
                 positions.append(after.expand(3, -1))  # (3, T_k)
         return torch.cat(positions, dim=1)
 
-    def image_features(self, rows: Sequence[Row], device: torch.device):
-        """The embeddings of all images of all rows, in
-        order; each distinct picture is encoded once.
+    def embeddings(
+        self, ids: torch.Tensor, rows: Sequence[Row], device: torch.device
+    ) -> torch.Tensor:
+        """What the language model reads, (1, L, D): embedded tokens, and the features of the
+        images in place of their pads. Each distinct picture is encoded once.
+
+        The model's own forward would do this too, but one that lacks the argument for encoded
+        images (transformers before 5.18) drops it without a word, and trains on no picture.
         """
         shown = []
         for row in rows:
@@ -453,7 +457,13 @@ class Policy(nn.Module):
         pixels = torch.cat([image.pixel_values for image in images.values()]).to(device)
         grids = torch.stack([image.grid_thw for image in images.values()]).to(device)
 
-        encoded = self.model.model.get_image_features(pixels, grids)
-        feature_of = dict(zip(images, encoded.pooler_output, strict=True))
-        encoded.pooler_output = [feature_of[image.key] for image in shown]
-        return encoded
+        encoded = self.model.model.get_image_features(pixels, grids).pooler_output
+        feature_of = dict(zip(images, encoded, strict=True))
+        features = torch.cat([feature_of[image.key] for image in shown])  # (image tokens, D)
+
+        is_image = ids == self.model.config.image_token_id  # (1, L)
+        if is_image.sum() != len(features):
+            raise ValueError(f"{is_image.sum()} image pads, and {len(features)} tokens of images")
+        embedded = self.model.model.language_model.embed_tokens(ids.to(device))  # (1, L, D)
+        is_image = is_image.to(device)[..., None]  # (1, L, 1)
+        return embedded.masked_scatter(is_image, features.to(embedded.dtype))

@@ -571,6 +571,9 @@ def finite(value):
     return value
 
 
+GAP = 0.1  # ours: bfloat16's rounding leaves about 0.01
+
+
 class Log:
     """What rank 0 writes into RUN for a reader: config.json, metrics.jsonl, rollouts.jsonl,
     TensorBoard, and the terminal.
@@ -614,6 +617,11 @@ class Log:
             self.explained = True
         if metrics["skipped"]:
             bar.write(f"step {step}: {metrics['skipped']} updates skipped, no finite gradient")
+        if metrics["logp_gap_mean"] > GAP:
+            bar.write(
+                f"step {step}: sampler and trainer are not the same policy: their log-probabilities"
+                f" of a sampled token are {metrics['logp_gap_mean']:.2f} apart on average"
+            )
         phases = [v for name, v in metrics.items() if name.startswith("seconds_")]
         bar.set_postfix(
             reward=f"{metrics['reward']:.3f}",

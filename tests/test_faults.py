@@ -176,8 +176,8 @@ def test_sigterm_saves_and_exits_with_zero(digits, straight, tmp_path):
     assert largest_difference(run, straight) <= 1e-5 and len(steps_of(run)) == 4
 
 
-def test_killed_while_saving_and_full_disk(digits, tmp_path):
-    worker = [sys.executable, "tests/workers/checkpoint.py", digits, tmp_path / "run", "4"]
+def test_twenty_kills_while_saving_and_a_full_disk(digits, tmp_path):
+    worker = [sys.executable, "tests/workers/checkpoint.py", digits, tmp_path / "run", "20"]
     done = completed(worker, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
@@ -218,15 +218,18 @@ def faulty(faults, tmp_path, *flags):
     return json.loads(out.read_text())
 
 
-PHASES = ["sampling", "reference", "update", "sync", "metrics", "saving"]
+PHASES = ["sampling", "reference", "update", "sync", "evaluation", "metrics", "saving"]
 
 
 def test_a_rank_that_raises_ends_the_run(digits, tmp_path):
     """In every phase: traceback, exit code, and all ranks gone, although the tear-down would block
     for ever.
     """
+    held_out = (digits / "test.jsonl").read_text().splitlines(keepends=True)[:8]
+    (digits / "few.jsonl").write_text("".join(held_out))
     flags = ["--model", digits / "base", "--data", digits / "train.jsonl"]
     flags += ["--out", tmp_path / "run-FAULT", "--save-every", "1"]
+    flags += ["--eval", digits / "few.jsonl", "--eval-every", "1"]
     flags += "--steps 3 --prompts 4 --updates 2 --max-prompt 300 --max-tokens 8".split()
     found = faulty([f"raise {phase}" for phase in PHASES], tmp_path, *flags)
     for phase in PHASES:
@@ -245,7 +248,7 @@ def test_a_full_disk_at_each_write_loses_no_checkpoint(digits, straight, tmp_pat
     shutil.copytree(straight, run, symlinks=True)
     shutil.rmtree(run / "step-000004")
     flags = ["--model", digits / "base", "--data", digits / "train.jsonl", "--out", run, *FLAGS]
-    places = ["config", "metrics", "state", "model"]
+    places = ["config", "metrics", "curves", "state", "model"]
     found = faulty([f"full {place}" for place in places], tmp_path, *flags, "--resume")
     for place in places:
         ended = found[f"full {place}"]

@@ -10,13 +10,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import rewards
 from perl.grpo import advantages
 from perl.permute import DataError, Sample, load, plain
 from perl.rollout import Rollout, encode, load_processor, prepare, prompt_text, rollout_of
-from perl.train import check, parse_args, questions_of, reward_metrics, sample_groups, share_of_rank
+from perl.train import (
+    Log,
+    check,
+    parse_args,
+    questions_of,
+    reward_metrics,
+    sample_groups,
+    share_of_rank,
+)
 from rewards.boxed import format_ok
 
 
@@ -246,6 +255,18 @@ def test_two_ranks_train_and_the_model_loads(torchrun, digits, tmp_path):
     trained = AutoModelForImageTextToText.from_pretrained(run / "model")
     base = AutoModelForImageTextToText.from_pretrained(digits / "base")
     assert any(not torch.equal(p, q) for p, q in zip(trained.parameters(), base.parameters()))
+
+
+def test_a_sampler_that_is_another_policy_is_named(digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("perl.train.versions", dict)  # vLLM is not loaded here
+    args = parse_args(["--data", str(digits / "train.jsonl")])
+    log = Log(args, tmp_path, first=0, total=2, world=1, choices={})
+    metrics = {"reward": 0.5, "accuracy": 0.5, "no_spread": 0.0, "skipped": 0}
+    log.write(metrics | {"step": 0, "logp_gap_mean": 0.02}, [], tqdm(disable=True))
+    assert "same policy" not in capsys.readouterr().out
+    log.write(metrics | {"step": 1, "logp_gap_mean": 0.6}, [], tqdm(disable=True))
+    said = capsys.readouterr().out
+    assert "step 1: sampler and trainer are not the same policy" in said and "0.60" in said
 
 
 # --- A user's mistakes: one sentence, exit code 1, no traceback, before any model is loaded ---

@@ -33,12 +33,14 @@ PHASES = {
     "reference": (train, "logps_of"),
     "update": (train, "update"),
     "sync": (Engine, "sync"),
+    "evaluation": (train, "evaluate"),
     "metrics": (train, "reward_metrics"),
     "saving": (train, "save"),
 }
 PLACES = {
     "config": (train, "replace_file"),
     "metrics": (train, "append_line"),
+    "curves": (train.SummaryWriter, "add_scalar"),
     "state": (train.dcp, "save"),
     "model": (train, "export"),
 }
