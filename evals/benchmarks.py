@@ -205,7 +205,7 @@ def plot(results: dict[str, dict], path: Path) -> None:
 
 
 def read_answers(folder: Path, name: str) -> list[dict]:
-    lines = (folder / f"{name}.answers.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / f"{name}.answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines]
 
 

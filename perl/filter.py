@@ -51,9 +51,7 @@ from rewards.boxed import options
 
 # Fig. 3b, per cent of questions kept at mean accuracy 0, 0.1, .. 1, read off the figure (+-0.3).
 PAPER_AFTER = (12.0, 10.8, 11.5, 12.1, 14.9, 17.4, 6.2, 4.7, 3.8, 2.9, 3.3)
-CHUNK = (
-    128  # questions sampled at a time on a rank; an interruption loses those in flight, no score
-)
+CHUNK = 128  # questions a rank samples at a time; a kill loses those that are not finished
 
 
 # --- Resampling, as functions of scores ---

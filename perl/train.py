@@ -47,14 +47,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import init_empty_weights
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_model_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import distribute_tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -204,10 +200,11 @@ def sample_groups(
                 rollouts.append(o)
                 right.append(grader.accuracy(o.text, y, choices))
                 paid.append(grader.reward(o.text, y, choices))
-        r = torch.tensor(paid)
+        r = torch.tensor(paid, dtype=torch.float32)
         A = advantages_of(r[None])[0]
+        accuracies = torch.tensor(right, dtype=torch.float32)
         group = tuple(members[i] for i in mine)
-        groups.append(Group(group, tuple(rows), tuple(rollouts), torch.tensor(right), r, A))
+        groups.append(Group(group, tuple(rows), tuple(rollouts), accuracies, r, A))
     return groups
 
 
@@ -265,8 +262,16 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
     fully_shard(head, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
 
-    send = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
-    set_model_state_dict(policy, whole, options=send)
+    # Not set_model_state_dict: it has ranks without storage wait at the CPU's backend, while rank 0
+    # sends through the GPU's.
+    owned = {}
+    for name, sharded in policy.state_dict().items():
+        if reads:
+            full = whole[name].to(device)
+        else:
+            full = torch.empty(sharded.shape, dtype=dtype, device=device)
+        owned[name] = distribute_tensor(full, sharded.device_mesh, sharded.placements)
+    policy.load_state_dict(owned, assign=True)
     hf.tie_weights()  # what had no storage has been replaced, parameter by parameter
     return policy
 
@@ -318,13 +323,18 @@ def save(policy: Policy, optimizer, processor, steps: int, out: Path, dtype: tor
     if rank == 0:
         export(policy.model, full, processor, aside / "model")
         aside.rename(final)
-        link = out / "link"
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(final.name) / "model")
-        link.replace(out / "model")
+        link_newest(out)
         for old in checkpoints(out)[:-KEEP]:
             shutil.rmtree(old)
     dist.barrier()
+
+
+def link_newest(out: Path) -> None:
+    """OUT/model, a link to the model of the newest checkpoint."""
+    link = out / "link"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(checkpoints(out)[-1].name) / "model")
+    link.replace(out / "model")
 
 
 def export(model, weights: dict[str, torch.Tensor], processor, folder: Path) -> None:
@@ -352,6 +362,8 @@ def resume(policy: Policy, optimizer, out: Path) -> int:
     weights, moments = get_state_dict(policy, optimizer)
     dcp.load({"model": weights, "optimizer": moments}, checkpoint_id=found[-1] / "state")
     set_state_dict(policy, optimizer, model_state_dict=weights, optim_state_dict=moments)
+    if dist.get_rank() == 0:
+        link_newest(out)  # a kill may have come between the checkpoint and its link
     return int(found[-1].name.removeprefix("step-"))
 
 
@@ -571,7 +583,7 @@ def finite(value):
     return value
 
 
-GAP = 0.1  # ours: bfloat16's rounding leaves about 0.01
+GAP = 0.1  # ours: bfloat16's rounding should leave about 0.01, which no GPU has shown yet
 
 
 class Log:
@@ -756,7 +768,7 @@ def main(
     mesh = make_mesh(device.type, world, args.replicate)
     policy = build_policy(args.model, device, mesh, trained=True)
     reference = build_policy(args.model, device, mesh, trained=False) if args.beta > 0 else None
-    # release; betas 0.9, 0.999
+    # weight_decay is the release's; the betas are torch's default.
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, weight_decay=0.01, fused=True)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     first = resume(policy, optimizer, out)

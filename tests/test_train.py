@@ -124,10 +124,12 @@ def test_a_template_may_begin_the_response(digits, end, prefill):
     assert format_ok(rollout_of(output, prompt.prefill).text) == bool(prefill)
 
 
-def test_metrics_tell_accuracy_from_reward(digits):
-    groups, _ = sampled_with(digits, 0, grader=grader_of(0.25, 0.75))
+@pytest.mark.parametrize("reward, accuracy", [(0.25, 0.75), (0, 1), (False, True)])
+def test_metrics_tell_accuracy_from_reward(digits, reward, accuracy):
+    """Whole numbers and truth values, as a user's reward may return them, too."""
+    groups, _ = sampled_with(digits, 0, grader=grader_of(reward, accuracy))
     metrics = reward_metrics(groups, 1)
-    assert (metrics["reward"], metrics["accuracy"], metrics["format"]) == (0.25, 0.75, 1.0)
+    assert (metrics["reward"], metrics["accuracy"], metrics["format"]) == (reward, accuracy, 1.0)
     assert metrics["no_spread"] == 1.0 and metrics["distinct_answers"] == 1.0
 
 

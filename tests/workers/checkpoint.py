@@ -75,6 +75,8 @@ def rank_main(rank: int, port: int, disk_full: bool) -> None:
             moment,
         )
     if rank == 0:
+        if step:  # also where the kill came before the link
+            assert (out / "model").resolve() == checkpoints(out)[-1].resolve() / "model"
         (out / "aside").write_text(str(step))
         (out / "aside").rename(out / "resumed")
     if disk_full:
