@@ -27,6 +27,7 @@ it stopped.
 import argparse
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -547,10 +548,12 @@ def difference(results: dict, arm: str, other: str, get: Callable = worst) -> st
     return f"{mean:+.3f} ± {half:.3f}, {verdict}"
 
 
-def mean_of(results: dict, arm: str, get: Callable) -> str:
-    """The mean over the arm's seeds; "" where it has not run."""
-    values = values_of(results, arm, get, seeds_with(results, arm))
-    return f"{statistics.mean(values):.3f}" if values else ""
+def mean_of(results: dict, arm: str, get: Callable, seeds: Sequence[str]) -> str:
+    """The mean over seeds; "" where there is none, or nothing was kept."""
+    if not seeds:
+        return ""
+    mean = statistics.mean(values_of(results, arm, get, seeds))
+    return "" if math.isnan(mean) else f"{mean:.3f}"
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -559,16 +562,15 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def arm_table(results: dict, arms: Sequence[str], against: str) -> str:
-    """One row an arm that has run: means over its seeds, and the paired difference of its worst
-    order to `against`.
+    """One row an arm that has run: means over the seeds that all of them have run, and the paired
+    difference of its worst order to `against`.
     """
+    shown = [arm for arm in arms if seeds_with(results, arm)]
+    seeds = seeds_with(results, *shown)
     rows = []
-    for arm in arms:
-        seeds = seeds_with(results, arm)
-        if not seeds:
-            continue
-        cells = [mean_of(results, arm, lambda run, name=name: run[name]) for name in FIGURES]
-        single = mean_of(results, arm, single_images)
+    for arm in shown:
+        cells = [mean_of(results, arm, lambda run, name=name: run[name], seeds) for name in FIGURES]
+        single = mean_of(results, arm, single_images, seeds)
         behind = "" if arm == against else difference(results, arm, against)
         rows.append([arm, str(len(seeds)), *cells, single, behind])
     names = [name.replace("_", " ") for name in FIGURES]
@@ -589,11 +591,11 @@ def axis_table(results: dict) -> str:
     rows = []
     for place in AXIS:
         grpo_arm, perl_arm = f"grpo {place}", f"perl {place}"
-        if not seeds_with(results, grpo_arm, perl_arm):
+        seeds = seeds_with(results, grpo_arm, perl_arm)
+        if not seeds:
             continue
-        cells = [mean_of(results, arm, worst) for arm in (grpo_arm, perl_arm)]
-        filed = str(len(seeds_with(results, grpo_arm, perl_arm)))
-        rows.append([place, filed, *cells, difference(results, perl_arm, grpo_arm)])
+        cells = [mean_of(results, arm, worst, seeds) for arm in (grpo_arm, perl_arm)]
+        rows.append([place, str(len(seeds)), *cells, difference(results, perl_arm, grpo_arm)])
     return markdown(["questions", "seeds", "GRPO", "PeRL", "PeRL - GRPO"], rows)
 
 
@@ -613,7 +615,7 @@ def training_table(results: dict) -> str:
     rows = []
     for step in range(EVERY, TRAIN["steps"] + 1, EVERY):
         get = lambda run, step=step: at_step(run, step)["worst_order"]  # noqa: E731
-        cells = [mean_of(results, arm, get) for arm in MAIN]
+        cells = [mean_of(results, arm, get, seeds_with(results, *MAIN)) for arm in MAIN]
         rows.append([str(step), *cells, difference(results, perl_arm, grpo_arm, get)])
     return markdown(["after step", "GRPO", "PeRL", "PeRL - GRPO"], rows)
 
@@ -629,7 +631,7 @@ def task_table(results: dict) -> str:
     rows = []
     for task in ("options", "index", "references", "invariant"):
         get = lambda run, task=task: run["worst_by_task"][task]  # noqa: E731
-        cells = [mean_of(results, arm, get) for arm in MAIN]
+        cells = [mean_of(results, arm, get, seeds_with(results, *MAIN)) for arm in MAIN]
         copies = difference(results, "n_s = 2", MAIN[1], get)
         rows.append([task, *cells, difference(results, MAIN[1], MAIN[0], get), copies])
     return markdown(["task", *MAIN, "PeRL - GRPO", "n_s = 2, against PeRL"], rows)

@@ -2,6 +2,7 @@
 the tables say what the runs gave."""
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -239,4 +240,15 @@ def test_the_published_tables_are_those_of_the_published_results():
     text = (ROOT / "docs" / "results.md").read_text()
     for name, table in tables(results).items():
         assert f"<!-- table {name} -->\n{table}\n<!-- end -->" in text, name
-    assert "<!-- table axis -->" in (ROOT / "README.md").read_text()
+    axis = tables(results)["axis"]
+    assert f"<!-- table axis -->\n{axis}\n<!-- end -->" in (ROOT / "README.md").read_text()
+
+
+def test_every_figure_in_the_words_stands_in_a_table():
+    text = (ROOT / "docs" / "results.md").read_text()
+    words = re.sub(r"<!-- table .*?<!-- end -->", "", text, flags=re.S)
+    shown = " ".join(tables(load_results(ROOT / "docs" / "results.json")).values())
+    figures = re.findall(r"[+-]?\d\.\d{3}", words)
+    assert len(figures) > 20
+    for figure in figures:
+        assert figure in shown, figure
