@@ -33,7 +33,7 @@ PHASES = {
     "reference": (train, "logps_of"),
     "update": (train, "update"),
     "sync": (Engine, "sync"),
-    "evaluation": (train, "evaluate"),
+    "evaluation": (train, "slot_of"),
     "metrics": (train, "reward_metrics"),
     "saving": (train, "save"),
 }
