@@ -3,7 +3,7 @@
 # make test-long  set up, then the long ones: servers, kills, whole pipelines
 # make format     format the code
 # make bench      set up, install trl, then one update measured beside a padded batch and TRL
-# make gpu        set up, then all that only a GPU can show: about 8 minutes on one H200
+# make gpu        set up, then all that only a GPU can show: under 10 minutes, not yet timed whole
 # make paper      set up, then the experiments of docs/results.md: about three hours on 2 cores, resumable
 # make setup      only the environment (.venv); quick when it is there
 PYTHON ?= python3

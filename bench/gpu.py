@@ -1,6 +1,6 @@
 """Everything that only a GPU can show, in one command: `make gpu`.
 
-    python bench/gpu.py                 # one GPU, under 10 minutes, no download: bench/gpu.json
+    python bench/gpu.py                 # one GPU, under 10 minutes (not yet timed whole), no download: bench/gpu.json
     python bench/gpu.py --size tiny     # the same parts in their smallest size, on a CPU too
 
     environment    versions, device, cuDNN

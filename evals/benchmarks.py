@@ -205,8 +205,8 @@ def plot(results: dict[str, dict], path: Path) -> None:
 
 
 def read_answers(folder: Path, name: str) -> list[dict]:
-    lines = (folder / f"{name}.answers.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    with open(folder / f"{name}.answers.jsonl", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
 
 
 def compare(ours: Path, theirs: Path, seed: int) -> str:

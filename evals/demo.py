@@ -2,8 +2,9 @@
 
     data and base -> filter -> GRPO, PeRL, PeRL on what the filter keeps -> accuracy over orders
 
-Nine of ten training questions name the first image (--skew of data/digits.py), as real data may;
-the test questions are uniform: what was learnt from slot 1 alone shows in the others.
+Of the training questions that ask for one image nine of ten ask for the first (--skew of
+data/digits.py), as real data may; the test questions are uniform: what was learnt from slot 1
+alone shows in the others.
 
 Each stage is one of the project's command lines, printed before it runs, so that it can be
 repeated by hand. The results are runs/demo/report.png, filter.png, summary.json and the table

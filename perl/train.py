@@ -272,7 +272,7 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
             full = torch.empty(sharded.shape, dtype=dtype, device=device)
         owned[name] = distribute_tensor(full, sharded.device_mesh, sharded.placements)
     policy.load_state_dict(owned, assign=True)
-    hf.tie_weights()  # what had no storage has been replaced, parameter by parameter
+    hf.tie_weights()  # every parameter has been replaced, one by one
     return policy
 
 
