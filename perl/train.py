@@ -267,9 +267,9 @@ def build_policy(model: str, device: torch.device, mesh, trained: bool) -> Polic
     owned = {}
     for name, sharded in policy.state_dict().items():
         if reads:
-            full = whole[name].to(device)
+            full = whole[name].to(mesh.device_type)
         else:
-            full = torch.empty(sharded.shape, dtype=dtype, device=device)
+            full = torch.empty(sharded.shape, dtype=dtype, device=mesh.device_type)
         owned[name] = distribute_tensor(full, sharded.device_mesh, sharded.placements)
     policy.load_state_dict(owned, assign=True)
     hf.tie_weights()  # every parameter has been replaced, one by one
