@@ -1,6 +1,6 @@
 # make demo       set up, then the whole pipeline on embedded real images: filter, GRPO, PeRL, report
-# make test       set up, check the format, then the tests (about 10 minutes on 2 cores)
-# make test-long  set up, then the long ones: servers, kills, whole pipelines
+# make test       set up, check the format, then the tests (5 to 9 minutes on 2 cores)
+# make test-long  set up, then the long ones: servers, kills, whole pipelines (17 to 27 minutes)
 # make format     format the code
 # make bench      set up, install trl, then one update measured beside a padded batch and TRL
 # make gpu        set up, then all that only a GPU can show: under 10 minutes, not yet timed whole
