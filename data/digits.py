@@ -574,8 +574,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "--skew",
         type=float,
-        help="share of the training questions whose right image, or named image, stands in slot 1;"
-        " else all slots alike",
+        help="of the training questions that ask for one image, the share that ask for the first;"
+        " without it all slots alike",
     )
     parser.add_argument(
         "--no-warmup", action="store_true", help="leave the base untrained, for tests"

@@ -21,7 +21,7 @@ Else the row is not permutable, with the reason in `why`. The paper accepts ever
 Each reply is appended to MARKED.cache.jsonl under a digest of its request: a run that is killed
 goes on and pays for nothing twice. --batch-file FILE writes the requests instead, for OpenAI's
 Batch API or `vllm run-batch`; --batch-results FILE reads the replies. --compare asks about every
-row and prints how often label and rules agree.
+unmarked row of several images and prints how often label and rules agree.
 """
 
 import argparse

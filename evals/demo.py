@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from data.digits import TRAIN
 
 FIGURES = ["given", "mean_over_orders", "worst_order", "best_order", "consistency", "by_slot"]
-SKEW = 0.9  # share of training questions whose right image, or named image, stands in slot 1
+SKEW = 0.9  # of the training questions that ask for one image: the share that ask for the first
 # 12 rollouts a question each.
 RUNS = {
     "grpo": {"n_s": 0, "rollouts": 12},
@@ -209,7 +209,8 @@ def main() -> None:
             + f"   {by_slot}"
         )
     print(
-        f"\n{summary['minutes']:.1f} minutes; {args.out}/report.png, {args.out}/summary.json",
+        f"\n{summary['minutes']:.1f} minutes; {args.out}/report.png, {args.out}/filter.png, "
+        f"{args.out}/summary.json",
         flush=True,
     )
 

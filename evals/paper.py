@@ -2,8 +2,8 @@
 
 The digits task, 20 steps of 32 questions x 12 rollouts; greedy answers on 240 test questions over
 the orders of their images (of four and of five images: 6 of them). The test questions are always
-uniform; the training questions name mostly the first image (`skew 0.9`: nine times of ten), as
-real data may. A seed is everything: digits, questions, the base that is warmed up, training. The
+uniform; of the training questions that ask for one image most ask for the first (`skew 0.9`: nine
+of ten), as real data may. A seed is everything: digits, questions, the base that is warmed up, training. The
 parts, and how many seeds each has, are PARTS; what each arm changes is ARMS:
 
     main      GRPO and PeRL at skew 0.9
@@ -165,7 +165,7 @@ def loss_without_correction(logp, old_logp, ref_logp, sampler_logp, A, weight, *
 
 @dataclass(frozen=True)
 class Arm:
-    skew: float | None = 0.9  # of the training questions; None: uniform
+    skew: float | None = 0.9  # of the questions that ask for one image; None: uniform
     keep: str = "all"  # of them: all, filtered, 0.1-0.9, 0.2-0.8, several images, one image
     n_s: int = 1
     base: str = "base"  # or "weak": right only where the right image stands first
@@ -587,15 +587,16 @@ def run_table(results: dict) -> str:
     return markdown(["part", "arms", "seeds", "runs"], rows)
 
 
-def axis_table(results: dict) -> str:
+def axis_table(results: dict, get: Callable = worst) -> str:
+    """GRPO and PeRL against the skew of the training questions."""
     rows = []
     for place in AXIS:
         grpo_arm, perl_arm = f"grpo {place}", f"perl {place}"
         seeds = seeds_with(results, grpo_arm, perl_arm)
         if not seeds:
             continue
-        cells = [mean_of(results, arm, worst, seeds) for arm in (grpo_arm, perl_arm)]
-        rows.append([place, str(len(seeds)), *cells, difference(results, perl_arm, grpo_arm)])
+        cells = [mean_of(results, arm, get, seeds) for arm in (grpo_arm, perl_arm)]
+        rows.append([place, str(len(seeds)), *cells, difference(results, perl_arm, grpo_arm, get)])
     return markdown(["questions", "seeds", "GRPO", "PeRL", "PeRL - GRPO"], rows)
 
 
@@ -637,10 +638,10 @@ def task_table(results: dict) -> str:
     return markdown(["task", *MAIN, "PeRL - GRPO", "n_s = 2, against PeRL"], rows)
 
 
-def slot_table(results: dict) -> str:
+def slot_table(results: dict, arms: Sequence[str]) -> str:
     """Accuracy by slot over training."""
     rows = []
-    for arm in MAIN:
+    for arm in arms:
         runs = [results["seeds"][seed][arm] for seed in seeds_with(results, arm)]
         for points in zip(*(found["curve"] for found in runs)):
             slots = [
@@ -675,10 +676,12 @@ def tables(results: dict) -> dict[str, str]:
     return {
         "runs": run_table(results),
         "axis": axis_table(results),
+        "axis, one image": axis_table(results, single_images),
         "seeds": seed_table(results),
         "training": training_table(results),
-        "slots": slot_table(results),
+        "slots": slot_table(results, MAIN),
         "arms": arm_table(results, ["base", grpo_arm, perl_arm, *PARTS["arms"][0]], perl_arm),
+        "augmentation": arm_table(results, ["no decay", "augmentation"], "no decay"),
         "filter and permutation": arm_table(
             results, [*MAIN, "filter, grpo", "filter, perl"], grpo_arm
         ),
@@ -693,6 +696,8 @@ def tables(results: dict) -> dict[str, str]:
             "both",
         ),
         "danger": arm_table(results, ["weak", *PARTS["danger"][0]], "weak, perl"),
+        "danger, against GRPO": arm_table(results, PARTS["danger"][0], "weak, grpo"),
+        "danger, slots": slot_table(results, PARTS["danger"][0]),
     }
 
 
@@ -724,7 +729,7 @@ def plot_skew(results: dict, path: Path) -> None:
         axes.errorbar(at, means, halves, marker="o", capsize=3, label=name, color=COLOURS[method])
     axes.set_xticks(list(AXIS.values()), [place.removeprefix("skew ") for place in AXIS])
     axes.set(
-        xlabel="share of training questions whose right image stands first",
+        xlabel="share of questions for one image that ask for the first",
         ylabel="right in every order",
         title="test questions are uniform; mean and 95% interval over seeds",
     )

@@ -46,7 +46,7 @@ def advantages(rewards: torch.Tensor) -> torch.Tensor:
 
     All orders of a question share one baseline, so over the order on which the model does worse
     the advantages sum to less than zero, over the better one to more. Groups of their own sum to
-    zero each and could not say that (the paper's Fig. 9):
+    zero each and could not say that:
 
     >>> original, permuted = torch.tensor([[1.0, 1, 1, 1]]), torch.tensor([[0.0, 0, 0, 1]])
     >>> advantages(torch.cat([original, permuted], dim=1))  # merged, as in the paper

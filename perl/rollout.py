@@ -637,6 +637,7 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(mistake, SystemExit) and not isinstance(mistake.code, str):
             raise  # of argparse: it has said its sentence
         if os.environ.get("RANK", "0") != "0":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training only takes note of it
             time.sleep(10)
         print(f"{Path(sys.argv[0]).name}: {mistake}", file=sys.stderr, flush=True)
         os._exit(1)

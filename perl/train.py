@@ -407,14 +407,15 @@ def update(
     world = dist.get_world_size()
     device = policy.model.lm_head.weight.device
     size = len(groups) // args.updates
-    # pi_old learns from the first mini-batch itself: there the ratio is exactly 1, and its gradient
-    # still flows.
+    # In the first mini-batch pi is still pi_old: its own log-probabilities serve, the ratio is
+    # exactly 1, and its gradient still flows.
     old = size * [None] + logps_of(policy, groups[size:], args)
     n_rollouts = size * world * (args.n_s + 1) * args.n  # of the GLOBAL mini-batch
 
     totals: dict[str, torch.Tensor] = {}
     norms, gap_max = [], torch.zeros((), device=device)
     for first in range(0, len(groups), size):  # one optimizer step each
+        is_pi_old = first == 0
         for start in range(first, first + size, args.micro_batch):
             micro = slice(start, min(start + args.micro_batch, first + size))
             rollouts = joined(group.rollouts for group in groups[micro])
@@ -425,7 +426,7 @@ def update(
             weight = rollout_mean(lengths, n_rollouts)  # (N,)
 
             logp, entropy = policy(rows, args.temperature)  # (N,), (N,)
-            old_logp = torch.cat(old[micro]) if first else logp.detach()  # (N,)
+            old_logp = logp.detach() if is_pi_old else torch.cat(old[micro])  # (N,)
             ref_logp = torch.cat(ref[micro]) if ref else logp.detach()  # (N,)
             loss, parts = loss_of(
                 logp,

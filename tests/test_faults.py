@@ -164,6 +164,22 @@ def test_resume_across_meshes(digits, straight, tmp_path):
     assert [row["step"] for row in steps_of(run)] == [0, 1, 2, 3]
 
 
+def test_sigterm_to_torchrun_has_both_ranks_save(digits, straight, tmp_path):
+    """They end the running step and save within torchrun's 30 seconds; its own code is not 0."""
+    run = tmp_path / "run"
+    process = start(digits, run)
+    wait_for_steps(run, process, 1)
+    ranks = [psutil.Process(pid) for pid in ranks_of(process)]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    gone, alive = psutil.wait_procs(ranks, timeout=5)
+    assert len(gone) == 2 and not alive
+    assert f"step-{len(steps_of(run)):06d}" == max(p.name for p in run.glob("step-*"))
+    code, said = finish(digits, run, "--resume")
+    assert code == 0, said[-3000:]
+    assert largest_difference(run, straight) == 0.0 and len(steps_of(run)) == 4
+
+
 def test_sigterm_saves_and_exits_with_zero(digits, straight, tmp_path):
     run = tmp_path / "run"
     process = start(digits, run, ranks=0)  # without torchrun: the exit code is the script's own
@@ -186,12 +202,19 @@ def test_twenty_kills_while_saving_and_a_full_disk(digits, tmp_path):
     assert found["full disk"] == [1, 1] and found["after"] == found["before"] > found["resumed"][-1]
 
 
-def test_a_dead_rank_ends_the_run(digits, tmp_path):
+def test_a_dead_rank_ends_the_run(digits, straight, tmp_path):
+    """torchrun ends the other rank; what was saved before goes on."""
     run = tmp_path / "run"
     process = start(digits, run)
-    wait_for_steps(run, process, 1)
-    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    wait_for(lambda: (run / "model").exists(), process)
+    ranks = [psutil.Process(pid) for pid in ranks_of(process)]
+    ranks[1].kill()
     assert process.wait(timeout=60) != 0
+    gone, alive = psutil.wait_procs(ranks, timeout=5)
+    assert len(gone) == 2 and not alive
+    code, said = finish(digits, run, "--resume")
+    assert code == 0, said[-3000:]
+    assert largest_difference(run, straight) == 0.0 and len(steps_of(run)) == 4
 
 
 def test_a_killed_torchrun_leaves_no_rank_behind(digits, straight, tmp_path):
@@ -304,7 +327,7 @@ def test_a_picture_that_breaks_in_the_middle_saves_before_the_end(digits, tmp_pa
     for name in {name for row in rows for name in row["images"]}:
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:60])
     assert process.wait(timeout=120) != 0
-    assert "train.py: own.jsonl:" in (tmp_path / "said").read_text()
+    assert (tmp_path / "said").read_text().count("train.py: own.jsonl:") == 1  # by rank 0 alone
     assert max(p.name for p in run.glob("step-*")) == f"step-{len(steps_of(run)):06d}"
 
 

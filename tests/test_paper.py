@@ -32,8 +32,12 @@ from evals.paper import (
     plot,
     plot_skew,
     release_copies,
+    seeds_with,
+    single_images,
     tables,
     two_baselines,
+    values_of,
+    worst,
 )
 from perl.grpo import advantages
 from perl.permute import Sample, copies, permute
@@ -251,4 +255,45 @@ def test_every_figure_in_the_words_stands_in_a_table():
     figures = re.findall(r"[+-]?\d\.\d{3}", words)
     assert len(figures) > 20
     for figure in figures:
-        assert figure in shown, figure
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}(?!\d)", shown), figure
+
+
+def test_what_the_words_claim_of_all_arms():
+    results = load_results(ROOT / "docs" / "results.json")
+    words = " ".join((ROOT / "docs" / "results.md").read_text().split())
+
+    def mean(arm, get=worst, seeds=None):
+        return statistics.mean(values_of(results, arm, get, seeds or seeds_with(results, arm)))
+
+    lowest = min(mean(arm, single_images) for arm in ARMS)
+    assert f"on one-image questions: the means are {lowest:.3f} or more" in words
+
+    gains = {}
+    for arm, settings in ARMS.items():
+        [twin] = [
+            name
+            for name in ARMS
+            if "grpo" in name
+            and "filter" not in name
+            and (ARMS[name].skew, ARMS[name].base) == (settings.skew, settings.base)
+        ]
+        seeds = seeds_with(results, arm, twin)
+        gains[arm] = mean(arm, seeds=seeds) - mean(twin, seeds=seeds)
+    assert max(gains, key=gains.get) == "perl skew 1.0"
+
+    ahead = []
+    for seed in seeds_with(results, *MAIN):
+        theirs, ours = (worst(results["seeds"][seed][arm]) for arm in MAIN)
+        ahead.append(ours - theirs)
+    assert f"on each of the five seeds, by {min(ahead):+.3f} to {max(ahead):+.3f}" in words
+    assert len(ahead) == 5
+
+    weak = [arm for arm in ARMS if arm.startswith("weak, ")]
+    highest = max(weak, key=mean)
+    assert highest == "weak, augmentation"
+    assert f"the highest mean ({mean(highest):.3f};" in words
+
+    for arm in MAIN:  # Fig. 9: one peak, at 0
+        runs = [results["seeds"][seed][arm] for seed in seeds_with(results, arm)]
+        bins = [sum(counts) for counts in zip(*(run["early_advantages"] for run in runs))]
+        assert max(bins) == bins[12] and bins[12] > 2 * max(bins[:12] + bins[13:])
